@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Level 2: the small pages of one kind (design section 4, Jenga paper section 4.3).
+
+Small pages are numbered over the whole arena: small page ``p`` lies in large page
+``p // pages_per_large``. Each is free, reserved (set aside in some row's open run) or used (handed
+out). The free ones inside large pages that the kind owns are its *holes*.
+
+Where pages come from is decided by :mod:`sglang_jenga.core.allocator`, which sees every kind. Its
+word for the whole demand is ``roomy``: free large pages suffice even if no hole is used.
+
+Invariants, recomputed by :meth:`SmallPages.audit`:
+
+* the state array counts exactly ``used`` and ``reserved`` pages, all in owned large pages
+* an owned large page holds at least one used or reserved page
+* the reserved pages are those of the open runs, each run inside one large page, no two overlapping
+* every large page with a hole is listed in ``partial`` with its present number of holes
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang_jenga.core.large_pages import IntArray, LargePages
+
+FREE: Final = 0
+RESERVED: Final = 1
+USED: Final = 2
+
+
+class SmallPages:
+    """State of every small page of one kind, and the open run of every row.
+
+    Args:
+        name: of the kind, for messages.
+        index: of the kind, its name towards ``large``.
+        large: level 1, shared by all kinds.
+        pages_per_large: small pages per large page.
+        run: longest open run in small pages. A run shorter than the large page lets several rows
+            share it: large pages that are big beside a request (state models) would otherwise be
+            reserved one per request.
+        num_rows: rows are ``0 .. num_rows - 1``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        large: LargePages,
+        *,
+        pages_per_large: int,
+        run: int,
+        num_rows: int,
+    ) -> None:
+        if run < 1:
+            raise ValueError(f"{name}: a run needs at least 1 small page, got {run}")
+        self.name = name
+        self.index = index
+        self.large = large
+        self.pages_per_large = pages_per_large
+        self.run = min(run, pages_per_large)
+        self.packs = self.run < pages_per_large
+        self.used = 0
+        self.reserved = 0
+        #: Per row: the next small page of its open run, and the first one after the run.
+        self.cursor: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.limit: IntArray = np.zeros(num_rows, dtype=np.int64)
+        #: Per small page.
+        self.state: npt.NDArray[np.uint8] = np.zeros(
+            large.num_large_pages * pages_per_large, dtype=np.uint8
+        )
+        #: Per large page: its used and reserved small pages.
+        self.num_taken: IntArray = np.zeros(large.num_large_pages, dtype=np.int64)
+        #: Heap of (holes, large page), fullest first; outdated entries are skipped when popped.
+        self.partial: list[tuple[int, int]] = []
+
+    def clear(self) -> None:
+        """Forget everything; the caller clears level 1."""
+        self.used = self.reserved = 0
+        for array in (self.cursor, self.limit, self.state, self.num_taken):
+            array.fill(0)
+        self.partial.clear()
+
+    @property
+    def num_large(self) -> int:
+        """Large pages that the kind owns."""
+        return self.large.num_owned(self.index)
+
+    @property
+    def num_holes(self) -> int:
+        """Free small pages inside the kind's large pages."""
+        return self.num_large * self.pages_per_large - self.used - self.reserved
+
+    def unused(self) -> IntArray:
+        """Ids of its holes and of all small pages in free large pages, ascending; for debugging."""
+        reachable = self.large.reachable_by(self.index)[:, None]
+        return np.flatnonzero((self._state_of_large == FREE) & reachable)
+
+    @property
+    def _state_of_large(self) -> npt.NDArray[np.uint8]:
+        return self.state.reshape(-1, self.pages_per_large)
+
+    def open_pages(self, row: int) -> int:
+        """Small pages left in the row's open run."""
+        return int(self.limit[row] - self.cursor[row])
+
+    # ---- taking ----------------------------------------------------------------------------
+
+    def take(self, row: int, count: int, roomy: bool) -> list[IntArray]:
+        """``count`` pages for one row: its own run, then fresh pages or holes as ``roomy`` says."""
+        parts: list[IntArray] = []
+        start = int(self.cursor[row])
+        own = min(count, int(self.limit[row]) - start)
+        if own:
+            self.state[start : start + own] = USED
+            self.cursor[row] += own
+            self.reserved -= own
+            self.used += own
+            count -= own
+            parts.append(np.arange(start, start + own, dtype=np.int64))
+        if count:
+            parts.append(self._take_more(count, row if roomy else None))
+        return parts
+
+    def step(self, rows: IntArray, ids: IntArray, short: IntArray, roomy: bool) -> None:
+        """One page per row, written into ``ids``, which holds the rows' cursors.
+
+        ``short`` are the positions in ``rows`` whose run is used up: they open new ones.
+        """
+        if len(short):
+            ids[short] = self._open_runs(rows[short], roomy)
+        self.cursor[rows] = ids + 1
+        self.state[ids] = USED
+        bumped = len(ids) - len(short)
+        self.used += bumped
+        self.reserved -= bumped
+
+    def _open_runs(self, rows: IntArray, roomy: bool) -> IntArray:
+        """The first page of a new run for each row; cursors are left to :meth:`step`."""
+        if roomy and not self.packs:
+            n = self.pages_per_large
+            large = self.large.take(self.index, len(rows))
+            first = large * n
+            if n > 1:  # else nothing but the page that step() hands out
+                self._state_of_large[large] = RESERVED
+            self.num_taken[large] = n
+            self.used += len(rows)
+            self.reserved += len(rows) * (n - 1)
+            self.limit[rows] = first + n
+            return first
+        if not roomy:
+            ids = self._take_more(len(rows), None)
+            self.limit[rows] = ids + 1  # single pages: no run to bump through
+            return ids
+        ids = np.empty(len(rows), dtype=np.int64)
+        for i, row in enumerate(rows.tolist()):
+            ids[i] = self._take_more(1, row)[0]
+            if self.open_pages(row) == 0:
+                self.limit[row] = ids[i] + 1
+        return ids
+
+    def _take_more(self, count: int, heir: int | None) -> IntArray:
+        """``count`` pages from outside open runs.
+
+        Pages that follow the last one become the run of the row ``heir``, whose own is used up.
+        Nobody inherits on the tight path: the rest of the same demand counts on holes.
+        """
+        if heir is not None and not self.packs:
+            return self._take_fresh(count, heir)
+        holes = self._take_holes(count, heir)
+        if len(holes) == count:
+            return holes
+        return np.concatenate((holes, self._take_fresh(count - len(holes), heir)))
+
+    def _take_fresh(self, count: int, heir: int | None) -> IntArray:
+        n = self.pages_per_large
+        large = self.large.take(self.index, -(-count // n))
+        ids = (large[:, None] * n + np.arange(n, dtype=np.int64)).reshape(-1)
+        self.num_taken[large] = n
+        return self._hand_out(ids, count, len(ids) - count, heir)
+
+    def _take_holes(self, count: int, heir: int | None) -> IntArray:
+        """Up to ``count`` holes, fullest large page first, so that emptier ones drain."""
+        n = self.pages_per_large
+        pages: list[int] = []
+        found = 0
+        while found < count and self.partial:
+            free, page = heapq.heappop(self.partial)
+            if n - int(self.num_taken[page]) == free:  # else the entry is outdated
+                self.num_taken[page] = n
+                pages.append(page)
+                found += free
+        large = np.array(pages, dtype=np.int64)
+        at = np.flatnonzero(self._state_of_large[large] == FREE)[: count + self.run]
+        return self._hand_out(large[at // n] * n + at % n, count, max(0, found - count), heir)
+
+    def _hand_out(self, ids: IntArray, count: int, spare: int, heir: int | None) -> IntArray:
+        """The first ``count`` of ``ids``; ``spare`` more pages of the last one's large page remain.
+
+        ``ids`` goes on with those, as far as a run can reach.
+        """
+        given = ids[:count]
+        self.state[given] = USED
+        self.used += len(given)
+        if spare and heir is not None:
+            after = ids[count : count + self.run]
+            length = int((after == given[-1] + 1 + np.arange(len(after))).sum())
+            if length:
+                self.state[after[:length]] = RESERVED
+                self.cursor[heir] = after[0]
+                self.limit[heir] = after[0] + length
+                self.reserved += length
+                spare -= length
+        if spare:
+            self._vacate(int(given[-1]) // self.pages_per_large, spare)
+        return given
+
+    # ---- making room -----------------------------------------------------------------------
+
+    def missing(self, rows: IntArray, counts: IntArray) -> int:
+        """Pages of this demand that neither the rows' own runs nor holes can serve."""
+        beyond = np.maximum(counts - (self.limit[rows] - self.cursor[rows]), 0)
+        return max(0, int(beyond.sum()) - self.num_holes)
+
+    def cut_runs(self, rows: IntArray, counts: IntArray, missing: int) -> None:
+        """Turn ``missing`` pages of open runs, or all there are, into holes, longest tail first.
+
+        What ``rows`` are about to take from their own runs (``counts``) is left alone.
+        """
+        unused = self.limit - self.cursor
+        unused[rows] = np.maximum(unused[rows] - counts, 0)
+        for row in np.argsort(-unused, kind="stable").tolist():
+            length = min(missing, int(unused[row]))
+            if length == 0:
+                return
+            self.cut_run(row, length)
+            missing -= length
+
+    def cut_run(self, row: int, length: int) -> None:
+        """Give the last ``length`` pages of the row's open run back."""
+        end = int(self.limit[row])
+        self.state[end - length : end] = FREE
+        self.limit[row] = end - length
+        self.reserved -= length
+        self._vacate((end - 1) // self.pages_per_large, length)
+
+    # ---- giving back -----------------------------------------------------------------------
+
+    def free(self, pages: IntArray) -> None:
+        """Give used pages back, in any order; empty large pages return to level 1 at once.
+
+        Raises:
+            ValueError: a page is not in use, or named twice; nothing changed.
+        """
+        n = self.pages_per_large
+        pages = np.sort(pages, kind="stable")  # fast on runs, and ids of a request come in runs
+        if pages[0] < 0 or pages[-1] >= len(self.state):
+            raise ValueError(
+                f"{self.name}: freeing small pages {pages[0]} to {pages[-1]}, the arena has "
+                f"0 to {len(self.state) - 1}: these ids come from elsewhere"
+            )
+        wrong = self.state[pages] != USED
+        wrong[1:] |= pages[1:] == pages[:-1]
+        if wrong.any():
+            raise ValueError(
+                f"{self.name}: freeing {int(wrong.sum())} of {len(pages)} small pages that are "
+                f"not in use, first {pages[wrong][0]}: freed twice, or ids of another kind"
+            )
+        self.state[pages] = FREE
+        self.used -= len(pages)
+        # Ascending, so the pages of one large page lie side by side: no sort, no scatter-add.
+        large = pages // n
+        ends = np.append(np.flatnonzero(large[1:] != large[:-1]), len(large) - 1)
+        large = large[ends]
+        left = self.num_taken[large] - np.diff(ends, prepend=-1)
+        self.num_taken[large] = left
+        self.large.give_back(self.index, large[left == 0])
+        partly = left > 0
+        for taken, page in zip(left[partly].tolist(), large[partly].tolist(), strict=True):
+            heapq.heappush(self.partial, (n - taken, page))
+        self._shrink_partial()
+
+    def _vacate(self, page: int, length: int) -> None:
+        """``length`` taken pages of one large page have become free."""
+        self.num_taken[page] -= length
+        if self.num_taken[page]:
+            heapq.heappush(self.partial, (self.pages_per_large - int(self.num_taken[page]), page))
+        else:
+            self.large.give_back(self.index, np.array([page], dtype=np.int64))
+        self._shrink_partial()
+
+    def _shrink_partial(self) -> None:
+        """Drop outdated heap entries once they outnumber the pages they could describe."""
+        if len(self.partial) <= 64 + 4 * self.num_large:
+            return
+        pages = self.large.pages_of(self.index)
+        holes = self.pages_per_large - self.num_taken[pages]
+        self.partial = [(h, p) for h, p in zip(holes.tolist(), pages.tolist(), strict=True) if h]
+        heapq.heapify(self.partial)
+
+    # ---- proof -----------------------------------------------------------------------------
+
+    def audit(self) -> list[str]:
+        """Violations of the module's invariants, recomputed from scratch; empty when healthy."""
+        n = self.pages_per_large
+        used = int((self.state == USED).sum())
+        reserved = int((self.state == RESERVED).sum())
+        owned = self.large.pages_of(self.index)
+        taken = (self._state_of_large != FREE).sum(axis=1)
+        elsewhere = int(taken.sum() - taken[owned].sum())
+        empty = owned[taken[owned] == 0].tolist()
+        rows = np.flatnonzero(self.cursor != self.limit)
+        crossing = rows[self.cursor[rows] // n != (self.limit[rows] - 1) // n].tolist()
+        runs = [np.arange(self.cursor[row], self.limit[row]) for row in rows]
+        tails = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *runs]))
+        listed = set(self.partial)
+        lost = [page for page in owned.tolist() if 0 < taken[page] < n]
+        lost = [page for page in lost if (n - int(taken[page]), page) not in listed]
+        checks = (
+            (used != self.used, f"{used} small pages marked used, recorded {self.used}"),
+            (
+                reserved != self.reserved,
+                f"{reserved} small pages marked reserved, recorded {self.reserved}",
+            ),
+            (elsewhere, f"{elsewhere} small pages taken outside its large pages"),
+            (empty, f"owns empty large pages {empty[:4]}"),
+            (
+                not np.array_equal(taken, self.num_taken),
+                "counts per large page disagree with the states of its small pages",
+            ),
+            (
+                not np.array_equal(tails, np.flatnonzero(self.state == RESERVED)),
+                f"open runs hold {len(tails)} small pages, other than the {reserved} reserved ones",
+            ),
+            (crossing, f"open runs of rows {crossing[:4]} leave their large page"),
+            (lost, f"large pages {lost[:4]} have holes that are not listed"),
+        )
+        return [f"{self.name}: {line}" for broken, line in checks if broken]

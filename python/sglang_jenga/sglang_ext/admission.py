@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Admission by bytes across kinds (design section 4).
+
+SGLang asks a budget object, once per candidate of a prefill pass, whether the request may run. Two
+questions are answered here:
+
+* *eventually*: could everything running, everything admitted in this pass and this request reach
+  its expected length, if every evictable slot were gone? A necessary condition, from counts.
+* *now*: is the next chunk of everything admitted really free? Here slots are evicted until it is,
+  so an admitted request cannot fail to allocate. The eviction is what the allocation would do a
+  moment later; a candidate that fails the first question evicts nothing.
+
+Liveness: when nothing runs and nothing was admitted, only *now* is asked, and the chunk is shortened
+until it fits, because no other request could ever make room. Decisions depend on counts only, so
+tensor-parallel ranks agree.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sglang.srt.mem_cache.prefill_budget import PrefillBudget
+
+from sglang_jenga.sglang_ext.starvation import log_starvation
+
+if TYPE_CHECKING:
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+
+
+class ArenaPrefillBudget(PrefillBudget):
+    """One prefill pass over the waiting queue.
+
+    ``pending_pages``: small pages per kind promised to requests of this pass, not yet allocated;
+    their bytes are already free. ``total_offset`` (upstream's name) is the number of full tokens
+    that running and admitted requests may still need.
+    """
+
+    def __init__(
+        self, allocator: ArenaAllocatorBase, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
+    ) -> None:
+        super().__init__(allocator, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+        self._demand = allocator.demand
+        self._interval = self._demand.slide_interval_tokens(allocator.plan)
+        # One page per request covers the page that the prefix and the extension may share.
+        self._slack_pages = 0 if self.page_size == 1 else 1
+        self.pending_pages = [self._pages(num_mixed_decode_tokens)] * len(allocator.kinds)
+        self._admitted = 0
+
+    def _pages(self, tokens: float) -> int:
+        return -(-int(np.ceil(tokens)) // self.page_size)
+
+    # ---- the two questions -----------------------------------------------------------------
+
+    def _evictable_tokens(self, kind: int) -> int:
+        if not self.tree_cache.supports_prefix_sharing():
+            return 0
+        return int(
+            self.tree_cache.full_evictable_size()
+            if kind == 0
+            else self.tree_cache.swa_evictable_size()
+        )
+
+    def _fits_eventually(self, full_tokens: float, window_tokens: float) -> bool:
+        """Could this many more tokens per kind fit once all evictable slots are gone?
+
+        Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
+        ``ceil((pinned + asked) / small_pages_per_large_page)``.
+        """
+        core = self.allocator.core
+        asked = (full_tokens, window_tokens)
+        large = 0
+        for kind in self.allocator.kinds:
+            pinned = core.num_used(kind) - self._evictable_tokens(kind) // self.page_size
+            per_large = self.allocator.plan.kinds[kind].small_pages_per_large_page
+            large += -(-(pinned + self._pages(asked[kind])) // per_large)
+        return bool(large <= self.allocator.plan.usable_large_pages)
+
+    def _future_window_tokens(self) -> float:
+        """Window growth of running requests: none grows past its span, nor past its tokens."""
+        span = self._demand.span_tokens
+        if span is None:
+            return 0
+        tokens = self.allocator.row_tokens
+        growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
+        return float(min(self.total_offset, growth))
+
+    def _make_free_now(self, tokens: int) -> bool:
+        """Evict until the pass's promises and ``tokens`` more are free in every kind."""
+        more = self._pages(tokens) + (self._slack_pages if tokens else 0)
+        return bool(
+            self.allocator.reclaim(self.tree_cache, [p + more for p in self.pending_pages])
+        )
+
+    def _largest_chunk_now(self, limit: int) -> int:
+        """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""
+        low, high = 0, limit // self.page_size
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._make_free_now(middle * self.page_size):
+                low = middle
+            else:
+                high = middle - 1
+        return low * self.page_size
+
+    # ---- SGLang's interface ----------------------------------------------------------------
+
+    @property
+    def remaining_total(self) -> float:
+        return self.allocator.available_size() + self._evictable_tokens(0) - self.total_offset
+
+    @property
+    def remaining_current(self) -> float:
+        return self.allocator.available_size() + self._evictable_tokens(0) - self.current_offset
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs and nothing was admitted: only evicting can make room."""
+        return self._admitted == 0 and self.total_offset == 0
+
+    def has_capacity(self) -> bool:
+        return self._fits_eventually(self.total_offset + 1, self._future_window_tokens() + 1)
+
+    def check_prefill(
+        self,
+        *,
+        extend_input_len: int,
+        total_tokens: int,
+        max_new_tokens: int,
+        input_tokens: int,
+        swa_host_hit_length: int,
+        chunk_limit: int | None,
+        auxiliary_swa_host_hit_length: int = 0,
+    ) -> tuple[bool, int | None]:
+        now = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
+        if self.is_idle:
+            if self._make_free_now(now):
+                return True, chunk_limit
+            shorter = self._largest_chunk_now(now) if chunk_limit is not None else 0
+            if shorter:
+                return True, shorter
+        elif self._admits(extend_input_len, total_tokens, max_new_tokens, chunk_limit, now):
+            return True, chunk_limit
+        log_starvation(self.allocator, self.tree_cache, [now] * len(self.allocator.kinds))
+        return False, None
+
+    def _admits(
+        self, extend: int, total_tokens: float, max_new: int, chunk: int | None, now: int
+    ) -> bool:
+        window = self._demand.window_tokens(extend, max_new, chunk, self._interval)
+        return self._fits_eventually(
+            self.total_offset + total_tokens, self._future_window_tokens() + window
+        ) and self._make_free_now(now)
+
+    def can_allocate_prefill(
+        self,
+        *,
+        paged_input: int,
+        extend_input_len: int,
+        max_new_tokens: int,
+        chunk_limit: int | None,
+    ) -> bool:
+        now = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
+        if self.is_idle:
+            return self._make_free_now(now)
+        total = paged_input + max_new_tokens
+        return self._admits(extend_input_len, total, max_new_tokens, chunk_limit, now)
+
+    def available_chunk_tokens(self, chunk_limit: int) -> int | None:
+        return chunk_limit if chunk_limit > 0 else None
+
+    def fit_chunk(
+        self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
+    ) -> int | None:
+        """Longest next chunk of a request already under way, None: none fits this pass."""
+        now = min(extend_input_len, chunk_limit)
+        if self._make_free_now(now):
+            return chunk_limit
+        return self._largest_chunk_now(now) or None
+
+    def reserve(
+        self,
+        extend_input_len: int,
+        max_new_tokens: int,
+        *,
+        extra_tokens: int = 0,
+        chunk_limit: int | None = None,
+        is_chunked_continuation: bool = False,
+    ) -> None:
+        super().reserve(extend_input_len, max_new_tokens, extra_tokens=extra_tokens)
+        self._promise(extend_input_len)
+
+    def _promise(self, tokens: int) -> None:
+        more = self._pages(tokens) + self._slack_pages
+        self.pending_pages = [pages + more for pages in self.pending_pages]
+        self._admitted += 1

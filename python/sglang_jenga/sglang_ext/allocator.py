@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jenga's allocator behind SGLang's token-to-KV allocator interface.
+
+Units: SGLang speaks tokens and slot ids; the core speaks small pages of ``page_size`` slots. Kinds
+are indexed as in the plan: the full kind is 0 and the window kind, where there is one, is 1.
+
+Every id array on these paths lives on the host; a device tensor is made from it once, by an
+asynchronous copy, for the kernels. Nothing here reads a device tensor back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+
+from sglang_jenga.arena.tables import Translation, to_device
+from sglang_jenga.core.allocator import ArenaAllocator, IntArray
+from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.sglang_ext.demand import DemandModel
+from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.memory_pool import KVCache
+
+logger = logging.getLogger(__name__)
+
+FULL_INDEX = 0
+WINDOW_INDEX = 1
+
+
+class KindFace:
+    """One kind as SGLang's invariant checks look at a sub-allocator (read-only, debug paths)."""
+
+    debug_mode = False
+
+    def __init__(self, owner: ArenaAllocatorBase, kind: int) -> None:
+        self._owner = owner
+        self._kind = kind
+        self.page_size = owner.page_size
+
+    @property
+    def size(self) -> int:
+        return self._owner.usable_tokens(self._kind)
+
+    def available_size(self) -> int:
+        return self._owner.core.num_available(self._kind) * self.page_size
+
+    @property
+    def free_pages(self) -> torch.Tensor:
+        return self.get_all_free_pages()
+
+    def get_all_free_pages(self) -> torch.Tensor:
+        """Small page ids that nobody uses. ``[n]`` int64 on the table's device."""
+        pages = self._owner.core.unused_small_pages(self._kind)
+        return torch.from_numpy(pages).to(self._owner.device)
+
+
+class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
+    """What one kind and two kinds have in common. See the module docstring for units."""
+
+    def __init__(
+        self,
+        plan: ArenaPlan,
+        kvcache: KVCache,
+        req_pool: ArenaReqToTokenPool,
+        demand: DemandModel,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        # Upstream constructors build free lists of their own: not called.
+        self.plan = plan
+        self.demand = demand
+        self.page_size = plan.page_tokens
+        self.dtype = dtype
+        self.device = device
+        self.torch_device = torch.device(device)
+        self._kvcache = kvcache
+        self.need_sort = False
+        self.release_pages = None
+        self.free_group: list[torch.Tensor] | None = None
+        self.core = ArenaAllocator(
+            plan, num_rows=req_pool.num_rows, run_small_pages=demand.run_small_pages(plan)
+        )
+        self.kinds = tuple(range(len(plan.kinds)))
+        self.req_pool = req_pool
+        self.rows = req_pool.rows
+        #: Tokens each live row holds (0: no request), kept for window growth estimates.
+        self.row_tokens: IntArray = np.zeros(req_pool.num_rows, dtype=np.int64)
+        #: Sequence length at which a row's window is worth sliding again (see decode.py).
+        self.slide_at: IntArray = np.zeros(req_pool.num_rows, dtype=np.int64)
+        self._offsets = np.arange(self.page_size, dtype=np.int64)
+        req_pool.attach(self)
+
+    # ---- capacity, in tokens ---------------------------------------------------------------
+
+    def usable_tokens(self, kind: int) -> int:
+        """Tokens the kind could hold if it had the whole arena."""
+        return self.plan.usable_large_pages * self.plan.kinds[kind].slots_per_large_page
+
+    def used_tokens(self, kind: int) -> int:
+        """Tokens of the kind handed out, to requests or to the tree."""
+        return self.core.num_used(kind) * self.page_size
+
+    def available_size(self) -> int:
+        """Tokens that could be extended now in every kind at once."""
+        low = 0
+        high = min(self.core.num_available(kind) for kind in self.kinds)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.core.fits([middle] * len(self.kinds)):
+                low = middle
+            else:
+                high = middle - 1
+        return low * self.page_size
+
+    def max_new_tokens_for_memory(
+        self,
+        input_tokens: int,
+        max_new_tokens: int,
+        *,
+        token_capacity: int,
+        sliding_window_size: int | None,
+        chunk_size: int | None,
+    ) -> int | None:
+        longest = min(token_capacity, self.demand.longest_request_tokens(self.plan))
+        room = longest - input_tokens - self.page_size
+        return None if room < 0 else min(max_new_tokens, room)
+
+    def fits_tokens(self, tokens: Sequence[int]) -> bool:
+        """Whether ``tokens[kind]`` more tokens fit now, without evicting."""
+        return self.core.fits([self._pages(n) for n in tokens])
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    # ---- making room -----------------------------------------------------------------------
+
+    def reclaim(self, tree_cache: Any, small_pages: Sequence[int]) -> bool:
+        """Evict cached slots, least valuable first, until the demand fits. False: it cannot."""
+        if self.core.fits(small_pages):
+            return True
+        if tree_cache is None or not tree_cache.supports_prefix_sharing():
+            return False
+        tree_cache.evict_until(lambda: self.core.fits(small_pages))
+        return self.core.fits(small_pages)
+
+    def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:
+        return self.reclaim(tree_cache, [self._pages(num_tokens)] * len(self.kinds))
+
+    def get_extend_allocation_demand(
+        self,
+        prefix_lens_cpu: torch.Tensor,
+        seq_lens_cpu: torch.Tensor,
+        *,
+        conservative_num_tokens: int,
+        shard_size: int,
+    ) -> int:
+        page = self.page_size
+        pages = (seq_lens_cpu + page - 1) // page - (prefix_lens_cpu + page - 1) // page
+        return int(pages.sum()) * page
+
+    def check_decode_capacity(
+        self,
+        *,
+        num_tokens: int,
+        tree_cache: Any,
+        requests: Sequence[Any] | None = None,
+        spec_algorithm: Any = None,
+    ) -> bool:
+        num_pages = self._pages(num_tokens)
+        if requests is not None and self.page_size > 1:
+            num_pages = sum(req.kv.kv_allocated_len % self.page_size == 0 for req in requests)
+        return self.reclaim(tree_cache, [num_pages] * len(self.kinds))
+
+    def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> Any:
+        from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
+
+        return ArenaPrefillBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+
+    # ---- allocation ------------------------------------------------------------------------
+
+    def alloc(self, need_size: int) -> torch.Tensor | None:
+        return self._extend(self.req_pool.take_extents(need_size))
+
+    def alloc_extend(
+        self,
+        prefix_lens: torch.Tensor,
+        prefix_lens_cpu: torch.Tensor,
+        seq_lens: torch.Tensor,
+        seq_lens_cpu: torch.Tensor,
+        last_loc: torch.Tensor,
+        extend_num_tokens: int,
+    ) -> torch.Tensor | None:
+        return self._extend(self.req_pool.take_extents(extend_num_tokens))
+
+    def alloc_decode(
+        self, seq_lens: torch.Tensor, seq_lens_cpu: torch.Tensor, last_loc: torch.Tensor
+    ) -> torch.Tensor | None:
+        raise RuntimeError("decode batches allocate through sglang_jenga.sglang_ext.decode")
+
+    def _extend(self, extents: list[Extent]) -> torch.Tensor | None:
+        rows = [extent.row for extent in extents]
+        counts = [self._pages(extent.end) - self._pages(extent.start) for extent in extents]
+        try:
+            pages = self.core.extend(rows, [counts] * len(self.kinds))
+        except Exhausted as error:
+            # Admission reserved this very demand: reaching here is a bug worth its numbers.
+            logger.error("arena: prefill allocation failed: %s", error)
+            return None
+        self._pair(pages)
+        slots = self._slots_of_extents(extents, counts, pages[FULL_INDEX])
+        self._write_rows(extents, slots)
+        return to_device(slots, self.torch_device)
+
+    def _slots_of_extents(
+        self, extents: list[Extent], counts: list[int], pages: IntArray
+    ) -> IntArray:
+        """Full slot ids of every extent's tokens, request after request."""
+        if self.page_size == 1:
+            return pages
+        parts = []
+        taken = 0
+        for extent, count in zip(extents, counts, strict=True):
+            begun = -extent.start % self.page_size  # tokens that still fit the last page
+            begun = min(begun, extent.end - extent.start)
+            if begun:
+                last = int(self.rows.host[extent.row, extent.start - 1])
+                parts.append(np.arange(last + 1, last + 1 + begun, dtype=np.int64))
+            new = self._page_slots(pages[taken : taken + count])
+            parts.append(new[: extent.end - extent.start - begun])
+            taken += count
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def _page_slots(self, pages: IntArray) -> IntArray:
+        return (pages[:, None] * self.page_size + self._offsets).reshape(-1)
+
+    def _write_rows(self, extents: list[Extent], slots: IntArray) -> None:
+        taken = 0
+        for extent in extents:
+            num_tokens = extent.end - extent.start
+            host = self.rows.host[extent.row]
+            if extent.prefix is not None:
+                host[: extent.start] = extent.prefix[: extent.start].numpy()
+            host[extent.start : extent.end] = slots[taken : taken + num_tokens]
+            self.row_tokens[extent.row] = extent.end
+            self.slide_at[extent.row] = 0
+            taken += num_tokens
+
+    def decode(self, rows: IntArray, seq_lens: IntArray) -> IntArray:
+        """One more token for each row; returns its full slot id. ``seq_lens``: tokens before it.
+
+        Raises:
+            Exhausted: ``check_decode_capacity`` was not asked or lied.
+        """
+        if self.page_size == 1:
+            pages = self.core.step(rows, self.kinds)
+            self._pair(pages)
+            slots = pages[FULL_INDEX]
+        else:
+            slots = self.rows.host[rows, seq_lens - 1].astype(np.int64) + 1
+            due = np.flatnonzero(seq_lens % self.page_size == 0)
+            if len(due):
+                pages = self.core.step(rows[due], self.kinds)
+                self._pair(pages)
+                slots[due] = pages[FULL_INDEX] * self.page_size
+        self.rows.host[rows, seq_lens] = slots
+        self.row_tokens[rows] = seq_lens + 1
+        return slots
+
+    def _pair(self, pages: list[IntArray]) -> None:
+        """Tell the other kinds' tables which slots belong to the new full slots."""
+
+    # ---- giving back -----------------------------------------------------------------------
+
+    def _host_ids(self, ids: torch.Tensor) -> IntArray:
+        """Ids as a host array. Only error paths hand a device tensor in, and they wait for it."""
+        return ids.cpu().numpy().astype(np.int64, copy=False)
+
+    def _segment_pages(self, free_index: torch.Tensor) -> IntArray:
+        """Small pages of a row segment that starts on a page boundary."""
+        return self._host_ids(free_index[:: self.page_size]) // self.page_size
+
+    def free(self, free_index: torch.Tensor) -> None:
+        """Give back an arbitrary set of full slots (whole pages) and what is paired with them."""
+        if free_index.numel():
+            self._free_full_pages(np.unique(self._host_ids(free_index) // self.page_size))
+
+    def free_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
+        self._check_start(start_pos)
+        if free_index.numel():
+            self._free_full_pages(self._segment_pages(free_index))
+
+    def _check_start(self, start_pos: int) -> None:
+        if start_pos % self.page_size:
+            raise ValueError(
+                f"segment start {start_pos} is not a multiple of the page size {self.page_size}"
+            )
+
+    def _free_full_pages(self, pages: IntArray) -> None:
+        self.core.free(FULL_INDEX, pages)
+
+    def free_group_begin(self) -> None:
+        # Frees are cheap host work: a group only marks its extent.
+        if self.free_group is not None:
+            raise RuntimeError("free groups cannot be nested")
+        self.free_group = []
+
+    def free_group_end(self) -> None:
+        self.free_group = None
+
+    def close_row(self, row: int) -> None:
+        """The request on ``row`` is gone: its reserved pages become free."""
+        self.core.close(row)
+        self.row_tokens[row] = 0
+        self.slide_at[row] = 0
+
+    def clear(self) -> None:
+        self.core.clear()
+        self.row_tokens.fill(0)
+        self.slide_at.fill(0)
+        self.free_group = None
+
+    # ---- reports ---------------------------------------------------------------------------
+
+    def verify_byte_accounting(self) -> list[str]:
+        return self.core.audit()
+
+    def debug_print(self) -> str:
+        return f"arena: {self.core.explain_shortage([0] * len(self.kinds))}\n"
+
+    def resize(self, config: Any) -> None:
+        raise NotImplementedError(
+            "the arena is sized once at start; post-capture KV sizing is refused"
+        )
+
+
+class UniformArenaAllocator(ArenaAllocatorBase):
+    """Models with one kind: every layer attends to everything."""
+
+    @property
+    def size(self) -> int:
+        return self.usable_tokens(FULL_INDEX)
+
+    def available_size(self) -> int:
+        # A census: SGLang's idle check wants available + cached + used == size, exactly.
+        return self.size - self.used_tokens(FULL_INDEX)
+
+    @property
+    def free_pages(self) -> torch.Tensor:
+        return KindFace(self, FULL_INDEX).get_all_free_pages()
+
+    def get_all_free_pages(self) -> torch.Tensor:
+        return self.free_pages
+
+
+class HybridArenaAllocator(ArenaAllocatorBase, SWATokenToKVPoolAllocator):
+    """Models with full layers and windowed (or chunked) layers."""
+
+    free_pages = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        num_slots = self.plan.num_slots(self.plan.kinds[FULL_INDEX].spec.name)
+        self.translation = Translation(num_slots, self.torch_device)
+        self.full_to_swa_index_mapping = self.translation.device_table
+        self._kvcache.register_mapping(self.full_to_swa_index_mapping)
+        self.full_attn_allocator = KindFace(self, FULL_INDEX)
+        self.swa_attn_allocator = KindFace(self, WINDOW_INDEX)
+        self._swa_ring_cost = 0
+
+    @property
+    def size(self) -> int:
+        return self.usable_tokens(FULL_INDEX)
+
+    @property
+    def size_full(self) -> int:
+        return self.usable_tokens(FULL_INDEX)
+
+    @property
+    def size_swa(self) -> int:
+        return self.usable_tokens(WINDOW_INDEX)
+
+    def full_available_size(self) -> int:
+        return self.full_attn_allocator.available_size()
+
+    def swa_available_size(self) -> int:
+        return self.swa_attn_allocator.available_size()
+
+    def new_pages_available(self, num_full_pages: int, num_swa_pages: int) -> bool:
+        return self.core.fits([num_full_pages, num_swa_pages])
+
+    def swa_capacity_and_available(
+        self, *, full_capacity: int, swa_capacity: int
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Per kind: capacity at this moment (available + used) and what is available."""
+        full, window = self.full_available_size(), self.swa_available_size()
+        return (
+            (full + self.used_tokens(FULL_INDEX), full),
+            (window + self.used_tokens(WINDOW_INDEX), window),
+        )
+
+    # ---- pairing of full and window slots --------------------------------------------------
+
+    def _pair(self, pages: list[IntArray]) -> None:
+        full, window = pages[FULL_INDEX], pages[WINDOW_INDEX]
+        if self.page_size > 1:
+            full, window = self._page_slots(full), self._page_slots(window)
+        self.translation.set(full, window)
+
+    def set_full_to_swa_mapping(
+        self, full_indices: torch.Tensor, swa_indices: torch.Tensor
+    ) -> None:
+        self.translation.set(self._host_ids(full_indices), self._host_ids(swa_indices))
+
+    def clear_full_to_swa_mapping(self, full_indices: torch.Tensor) -> None:
+        if full_indices.numel():
+            self.translation.forget(self._host_ids(full_indices))
+
+    def translate_swa_indices_for_transfer(self, kv_indices: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.translation.host[self._host_ids(kv_indices)])
+
+    def clear(self) -> None:
+        super().clear()
+        self.translation.clear()
+
+    # ---- giving back -----------------------------------------------------------------------
+
+    def _free_full_pages(self, pages: IntArray) -> None:
+        self._free_window_of(pages)
+        self.core.free(FULL_INDEX, pages)
+
+    def _free_window_of(self, full_pages: IntArray) -> None:
+        """Free the window pages paired with these full pages."""
+        heads = full_pages * self.page_size
+        window = self.translation.host[heads]
+        if not bool((window > 0).all()):
+            raise ValueError("freeing a window slot that is already gone")
+        self.translation.forget(self._page_slots(full_pages) if self.page_size > 1 else heads)
+        self.core.free(WINDOW_INDEX, window // self.page_size)
+
+    def free_swa(self, free_index: torch.Tensor) -> None:
+        if free_index.numel():
+            self._free_window_of(np.unique(self._host_ids(free_index) // self.page_size))
+
+    def free_swa_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
+        self._check_start(start_pos)
+        if free_index.numel():
+            self._free_window_of(self._segment_pages(free_index))
+
+    def free_full(self, free_index: torch.Tensor) -> None:
+        if free_index.numel():
+            self._free_full_only(np.unique(self._host_ids(free_index) // self.page_size))
+
+    def free_full_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
+        self._check_start(start_pos)
+        if free_index.numel():
+            self._free_full_only(self._segment_pages(free_index))
+
+    def _free_full_only(self, pages: IntArray) -> None:
+        if bool((self.translation.host[pages * self.page_size] > 0).any()):
+            raise ValueError("freeing a full slot whose window slot is still held")
+        self.core.free(FULL_INDEX, pages)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jenga's own settings: environment variables are the base, flags are sugar that sets them.
+
+Every SGLang process inherits the environment, so one mechanism reaches all of them. A variable that
+starts with ``SGLANG_JENGA_`` and is not listed here is an error: a typo must not be silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_jenga.core.errors import ConfigError
+
+BACKEND_NAME = "jenga"
+PREFIX = "SGLANG_JENGA_"
+ARENA_SIZE = "SGLANG_JENGA_ARENA_SIZE"
+REFERENCE_ATTENTION = "SGLANG_JENGA_REFERENCE_ATTENTION"
+#: Read by the test suite only; listed so that it is not taken for a typo.
+TEST_SEED = "SGLANG_JENGA_TEST_SEED"
+
+KNOWN = (ARENA_SIZE, REFERENCE_ATTENTION, TEST_SEED)
+
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JengaConfig:
+    """Settings of one server.
+
+    arena_bytes: size of the arena; None takes the bytes the stock server would have taken.
+    """
+
+    arena_bytes: int | None = None
+
+
+def parse_size(text: str, *, name: str) -> int:
+    """``24GiB``, ``512M``, ``2g`` or plain bytes -> bytes (K, M, G, T are powers of 1024).
+
+    Raises:
+        ConfigError: naming the setting and the value.
+    """
+    match = _SIZE.match(text)
+    if not match:
+        raise ConfigError(
+            f"{name}={text!r} is not a size: write bytes or a number with a unit, such as 24GiB "
+            "or 512M"
+        )
+    number = float(match.group(1)) * _UNITS[match.group(2).upper()]
+    if number < 1:
+        raise ConfigError(f"{name}={text!r} is zero: leave it unset to take the stock size")
+    return int(number)
+
+
+def load_config(environ: Mapping[str, str] | None = None) -> JengaConfig:
+    """Settings from the environment.
+
+    Raises:
+        ConfigError: an unknown ``SGLANG_JENGA_*`` variable or a value that does not parse.
+    """
+    environ = os.environ if environ is None else environ
+    for name in environ:
+        if name.startswith(PREFIX) and name not in KNOWN:
+            close = difflib.get_close_matches(name, KNOWN, n=1)
+            hint = f", did you mean {close[0]}?" if close else f": known are {', '.join(KNOWN)}"
+            raise ConfigError(f"unknown setting {name}{hint}")
+    size = environ.get(ARENA_SIZE, "").strip()
+    return JengaConfig(arena_bytes=parse_size(size, name=ARENA_SIZE) if size else None)
+
+
+def add_flags(parser: Any) -> None:
+    """``--jenga-*`` flags of the server's argument parser."""
+    group = parser.add_argument_group("jenga")
+    group.add_argument(
+        "--jenga-arena-size",
+        default=None,
+        metavar="SIZE",
+        help="Bytes of the Jenga arena, such as 24GiB (sets SGLANG_JENGA_ARENA_SIZE). Default: "
+        "what the KV pools of the stock server would take under the same flags.",
+    )
+
+
+def export_flags(args: Any, environ: MutableMapping[str, str] | None = None) -> None:
+    """Put parsed ``--jenga-*`` values where every process of the server finds them."""
+    environ = os.environ if environ is None else environ
+    size = getattr(args, "jenga_arena_size", None)
+    if size is not None:
+        environ[ARENA_SIZE] = size

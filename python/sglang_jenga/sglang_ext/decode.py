@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode-step allocation with request identity, registered in SGLang's per-device table.
+
+SGLang looks the function up in ``ALLOC_FOR_DECODE_FUNCS`` by device type and hands it the batch:
+rows and lengths are host tensors there, so the whole step is decided on the host:
+
+    slide windows that are due -> one core step for the batch -> host rows -> one copy to the device
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sglang.srt.environ import envs
+
+from sglang_jenga.arena.tables import to_device
+from sglang_jenga.core.allocator import IntArray
+from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+def install(device_type: str) -> None:
+    """Make this the decode allocation of ``device_type`` in this process."""
+    from sglang.srt.mem_cache import allocation
+
+    allocation.ALLOC_FOR_DECODE_FUNCS[device_type] = alloc_for_decode
+
+
+def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
+    """One slot per request of a decode batch. ``[batch]`` int64 full slot ids on the device."""
+    arena = batch.token_to_kv_pool_allocator
+    if not isinstance(arena, ArenaAllocatorBase):  # another model in the same process
+        from sglang.srt.mem_cache.allocation import alloc_for_decode_default
+
+        return alloc_for_decode_default(batch, token_per_req)
+    if token_per_req != 1:
+        raise RuntimeError(f"{token_per_req} tokens per request and step: speculation is refused")
+    rows = batch.req_pool_indices_cpu.numpy()
+    seq_lens = batch.seq_lens_cpu.numpy()
+    if len(arena.kinds) > 1:
+        slide_windows(batch, arena, rows, seq_lens)
+    try:
+        slots = arena.decode(rows, seq_lens)
+    except Exhausted as error:
+        raise RuntimeError(f"arena: decode allocation failed after its check: {error}") from error
+    out_cache_loc = to_device(slots, arena.torch_device)
+    if not arena.rows.shared:
+        batch.req_to_token_pool.write(
+            (batch.req_pool_indices, batch.seq_lens), out_cache_loc.to(torch.int32)
+        )
+    for req in batch.reqs:
+        req.kv.kv_allocated_len += 1
+        req.kv.kv_committed_len += 1
+    return out_cache_loc
+
+
+def slide_windows(
+    batch: ScheduleBatch, arena: ArenaAllocatorBase, rows: IntArray, seq_lens: IntArray
+) -> None:
+    """Give back window slots of requests whose window moved far enough.
+
+    ``slide_at`` says per row when to look again, so a step looks only at rows that are due.
+    """
+    due = np.flatnonzero(seq_lens >= arena.slide_at[rows])
+    if not len(due):
+        return
+    tree = batch.tree_cache
+    span = tree.swa_retain_window
+    interval = arena.demand.slide_interval_tokens(arena.plan)
+    release_lock = envs.SGLANG_OPT_RELEASE_PREFILL_SWA.get()
+    for i in due.tolist():
+        req = batch.reqs[i]
+        # Under overlap scheduling the request's prefill may still be running in its first step.
+        if req.decode_batch_idx < 1:
+            continue
+        tree.evict_sliding_windows(req, req.seqlen - 1)
+        if release_lock and req.decode_batch_idx >= span:
+            tree.release_swa_prefix_lock(req)
+        arena.slide_at[rows[i]] = int(seq_lens[i]) + interval

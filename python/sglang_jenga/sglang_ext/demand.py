@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What requests will ask of each kind, in tokens: the arithmetic behind admission.
+
+A windowed kind needs the slots of a prefill chunk while the chunk runs and only its span (window W
+or chunk C) afterwards. With e tokens to prefill in chunks of at most c and m tokens to generate:
+
+    full kind    e + m
+    window kind  max(min(e, c + span), min(e + m, span + slide_interval))
+
+Pure integers; the core's :meth:`ArenaAllocator.fits` turns small pages into large pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang_jenga.core.plan import ArenaPlan
+
+#: Longest open run of a row, in tokens. A run is memory set aside: it must stay small beside a
+#: request, yet long enough that a decode step rarely opens a new one.
+MAX_RUN_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandModel:
+    """Numbers of one server.
+
+    span_tokens: W or C of the window kind, None when every layer attends to everything.
+    chunk_tokens: most tokens of one request a prefill step computes, None: the whole prompt.
+    """
+
+    page_tokens: int
+    span_tokens: int | None
+    chunk_tokens: int | None
+
+    def run_small_pages(self, plan: ArenaPlan) -> list[int]:
+        """Longest open run per kind: a whole large page unless that is long for one request."""
+        return [
+            min(kind.small_pages_per_large_page, max(1, MAX_RUN_TOKENS // self.page_tokens))
+            for kind in plan.kinds
+        ]
+
+    def slide_interval_tokens(self, plan: ArenaPlan) -> int:
+        """Tokens a window moves before its dead slots are given back.
+
+        At least a large page's worth (less frees none) and about a sixteenth of the span, so that
+        dead slots cost at most 1/16 of a window and sliding is rare work.
+        """
+        if self.span_tokens is None:
+            return 0
+        unit = plan.kinds[1].slots_per_large_page
+        wanted = max(unit, self.span_tokens // 16, self.page_tokens)
+        return -(-wanted // unit) * unit
+
+    def window_tokens(self, extend: int, max_new: int, chunk: int | None, interval: int) -> int:
+        """Peak window slots of a request that extends by ``extend`` and then generates."""
+        span = self.span_tokens or 0
+        prefill = extend if chunk is None else min(extend, chunk + span)
+        return max(prefill, min(extend + max_new, span + interval))
+
+    def pages_of_longest(self, plan: ArenaPlan, num_tokens: int) -> list[int]:
+        """Small pages per kind that a lone request of ``num_tokens`` needs at its worst moment.
+
+        A cached prefix pins whole tree nodes, up to one span beyond the span it needs; prefill
+        chunks shrink to a page when memory is that tight.
+        """
+        full = -(-num_tokens // self.page_tokens)
+        if self.span_tokens is None:
+            return [full]
+        held = max(2 * self.span_tokens, self.span_tokens + self.slide_interval_tokens(plan))
+        window = full
+        if self.chunk_tokens is not None:
+            window = min(full, -(-held // self.page_tokens) + 2)
+        return [full, window]
+
+    def longest_request_tokens(self, plan: ArenaPlan) -> int:
+        """Longest request (prompt and output) that always fits an arena it has to itself."""
+
+        def fits(num_pages: int) -> bool:
+            pages = self.pages_of_longest(plan, num_pages * self.page_tokens)
+            large = sum(
+                -(-need // kind.small_pages_per_large_page)
+                for need, kind in zip(pages, plan.kinds, strict=True)
+            )
+            return large <= plan.usable_large_pages
+
+        low, high = 0, plan.usable_large_pages * plan.kinds[0].small_pages_per_large_page
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low * self.page_tokens

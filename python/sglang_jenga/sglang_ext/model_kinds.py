@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer kinds, read off the built model.
+
+Names and configs lie (SGLang computes full attention for some models whose config has windows), so
+the truth is what each attention layer will do: its window, its chunk, its heads and dims. Layers
+that share an earlier layer's K/V carry that layer's id and therefore cost nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kinds import Dependency, KindSpec, attention_kind
+
+FULL = "full"
+WINDOW = "window"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLayer:
+    """What one attention layer of the built model stores and reads (sizes of this rank)."""
+
+    layer_id: int
+    num_kv_heads: int
+    k_head_dim: int
+    v_head_dim: int
+    dependency: Dependency
+    span_tokens: int | None
+
+    def heads(self) -> tuple[int, int, int]:
+        return self.num_kv_heads, self.k_head_dim, self.v_head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelKinds:
+    """The kinds of a model: ``full`` always, ``window`` (windowed or chunked layers) sometimes."""
+
+    full: tuple[AttentionLayer, ...]
+    window: tuple[AttentionLayer, ...]
+
+    @property
+    def span_tokens(self) -> int | None:
+        """W or C of the window kind: the largest among its layers."""
+        return max((layer.span_tokens or 0 for layer in self.window), default=None)
+
+    @property
+    def is_chunked(self) -> bool:
+        return bool(self.window) and self.window[0].dependency is Dependency.CHUNKED
+
+    def specs(self, dtype: torch.dtype) -> tuple[KindSpec, ...]:
+        """Kind specs for a KV cache of ``dtype``, the full kind first."""
+        out = [_spec(FULL, Dependency.FULL, self.full, dtype, None)]
+        if self.window:
+            kind = self.window[0].dependency
+            out.append(_spec(WINDOW, kind, self.window, dtype, self.span_tokens))
+        return tuple(out)
+
+
+def _spec(
+    name: str,
+    dependency: Dependency,
+    layers: tuple[AttentionLayer, ...],
+    dtype: torch.dtype,
+    span_tokens: int | None,
+) -> KindSpec:
+    heads, k_dim, v_dim = layers[0].heads()
+    return attention_kind(
+        name,
+        dependency,
+        [layer.layer_id for layer in layers],
+        num_kv_heads=heads,
+        k_head_dim=k_dim,
+        v_head_dim=v_dim,
+        itemsize=dtype.itemsize,
+        span_tokens=span_tokens,
+    )
+
+
+def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[AttentionLayer]:
+    """Attention layers of ``model`` in layer order, layers that share K/V counted once.
+
+    Args:
+        model: a built SGLang model; its ``RadixAttention`` modules are inspected.
+        chunk_tokens: the model's ``attention_chunk_size``, for layers marked chunked-local.
+
+    Raises:
+        ConfigError: a layer of a family this version cannot keep in the arena, named.
+    """
+    from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+    found: dict[int, AttentionLayer] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, RadixAttention):
+            continue
+        where = f"layer {module.layer_id} ({name})"
+        if module.is_cross_attention:
+            raise ConfigError(_unsupported(where, "cross attention", "it is not a kind here yet"))
+        if module.attn_type is AttentionType.ENCODER_ONLY:
+            continue  # reads the forward's own keys, stores nothing
+        dependency, span = _dependency(module, chunk_tokens, where)
+        layer = AttentionLayer(
+            layer_id=module.layer_id,
+            num_kv_heads=module.tp_k_head_num,
+            k_head_dim=module.qk_head_dim,
+            v_head_dim=module.v_head_dim,
+            dependency=dependency,
+            span_tokens=span,
+        )
+        other = found.setdefault(module.layer_id, layer)
+        if other.heads() != layer.heads():
+            raise ConfigError(
+                _unsupported(
+                    where, "K/V shared between different head shapes", f"{other} and {layer}"
+                )
+            )
+        if (other.span_tokens or 0) != (span or 0):
+            # A sharing layer may read further back than the owner: keep what both need.
+            found[module.layer_id] = other if _reach(other) >= _reach(layer) else layer
+    if not found:
+        raise ConfigError(
+            "the model has no attention layer that stores K/V: nothing for the arena to hold"
+        )
+    return [found[i] for i in sorted(found)]
+
+
+def _dependency(
+    module: Any, chunk_tokens: int | None, where: str
+) -> tuple[Dependency, int | None]:
+    window = module.sliding_window_size
+    if module.use_irope:
+        if not chunk_tokens:
+            raise ConfigError(
+                _unsupported(where, "chunked-local attention", "the model states no chunk size")
+            )
+        return Dependency.CHUNKED, chunk_tokens
+    if window is not None and window > 0:
+        return Dependency.WINDOW, window
+    return Dependency.FULL, None
+
+
+def _reach(layer: AttentionLayer) -> float:
+    return float("inf") if layer.span_tokens is None else layer.span_tokens
+
+
+def _unsupported(where: str, what: str, why: str) -> str:
+    return (
+        f"--radix-cache-backend jenga does not support this model: {where} uses {what}: {why}. "
+        "Drop --radix-cache-backend to serve it with SGLang's own pools."
+    )
+
+
+def group_layers(layers: Iterable[AttentionLayer]) -> ModelKinds:
+    """Sort layers into kinds.
+
+    Raises:
+        ConfigError: layers of one kind differ in heads or dims, windows and chunks are mixed, or
+            no layer attends to everything (each named).
+    """
+    full: list[AttentionLayer] = []
+    window: list[AttentionLayer] = []
+    for layer in layers:
+        side = full if layer.dependency is Dependency.FULL else window
+        if side and side[0].heads() != layer.heads():
+            raise ConfigError(
+                _unsupported(
+                    f"layer {layer.layer_id}",
+                    f"other K/V heads (heads, K dim, V dim) {layer.heads()}",
+                    f"layer {side[0].layer_id} of the same kind has {side[0].heads()}",
+                )
+            )
+        if side and side[0].dependency is not layer.dependency:
+            raise ConfigError(
+                _unsupported(
+                    f"layer {layer.layer_id}",
+                    f"{layer.dependency} attention beside {side[0].dependency}",
+                    f"layer {side[0].layer_id} is {side[0].dependency}",
+                )
+            )
+        side.append(layer)
+    if not full:
+        raise ConfigError(
+            _unsupported(
+                f"layer {window[0].layer_id}",
+                f"{window[0].dependency} attention like every other layer",
+                "SGLang addresses requests by full-attention slots and there are none",
+            )
+        )
+    return ModelKinds(full=tuple(full), window=tuple(window))
+
+
+def read_model_kinds(model: torch.nn.Module, chunk_tokens: int | None) -> ModelKinds:
+    """Kinds of a built model. See :func:`attention_layers` and :func:`group_layers`."""
+    return group_layers(attention_layers(model, chunk_tokens))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of group ``sglang.srt.plugins``: attach to SGLang, do nothing until asked.
+
+Runs in every SGLang process. Nothing here changes a server that was started without
+``--radix-cache-backend jenga``: every wrapper falls through to the original.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sglang_jenga.sglang_ext import hooks
+from sglang_jenga.sglang_ext.config import BACKEND_NAME, add_flags, export_flags
+from sglang_jenga.sglang_ext.refusals import check_early, check_resolved
+
+logger = logging.getLogger(__name__)
+
+_loaded = False
+_SRT = "sglang.srt"
+
+
+def is_requested(server_args: Any) -> bool:
+    """Whether these server arguments ask for the jenga backend."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    return bool(resolving_view(server_args).radix_cache_backend == BACKEND_NAME)
+
+
+def is_active() -> bool:
+    """Whether this process serves with the jenga backend (its configuration is published)."""
+    from sglang.srt.runtime_context import get_memory
+
+    return bool(get_memory().radix_cache_backend == BACKEND_NAME)
+
+
+def load() -> None:
+    """Register hooks, the radix backend and the reference attention backend. Idempotent."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    hooks.register(_wrappers())
+    _register_backends()
+    _register_resolution_steps()
+
+
+def _register_backends() -> None:
+    from sglang.srt.mem_cache.registry import register_radix_cache_backend
+    from sglang.srt.mem_cache.unified_cache.tree_core_registry import register_tree_core_backend
+
+    from sglang_jenga.attention.register import register_reference_backend
+
+    def cache_factory(ctx: Any) -> Any:
+        from sglang_jenga.sglang_ext.radix import build_radix_cache
+
+        return build_radix_cache(ctx)
+
+    def core_factory(params: Any, components: Any) -> Any:
+        from sglang_jenga.sglang_ext.radix import make_tree_core
+
+        return make_tree_core(params, components)
+
+    register_radix_cache_backend(BACKEND_NAME, cache_factory)
+    register_tree_core_backend(BACKEND_NAME, core_factory)
+    register_reference_backend(is_requested)
+
+
+def _register_resolution_steps() -> None:
+    """Check the command line in the launcher: errors there are clean and come before any spawn."""
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    @register_resolution_hook("handle_deprecated_dp_attention")
+    def first_step(server_args: Any, previous: Callable[[Any], None]) -> None:
+        if is_requested(server_args):
+            hooks.require_intact()
+            check_early(server_args)
+        previous(server_args)
+
+    @register_resolution_hook("handle_other_validations")
+    def late_step(server_args: Any, previous: Callable[[Any], None]) -> None:
+        previous(server_args)
+        if is_requested(server_args):
+            check_resolved(server_args)
+
+
+def _wrappers() -> dict[str, Callable[..., Any]]:
+    """Wrappers by target; the table in hooks.py says why each is needed."""
+    configurator = f"{_SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+    return {
+        f"{_SRT}.model_executor.model_runner.ModelRunner.load_model": _load_model,
+        f"{configurator}.config_from_budget": _config_from_budget,
+        f"{configurator}._init_pools": _init_pools,
+        (
+            f"{_SRT}.managers.scheduler_components.internal_state"
+            ".SchedulerInternalStateController._add_memory_usage"
+        ): _add_memory_usage,
+        f"{_SRT}.server_args.ServerArgs.add_cli_args": _add_cli_args,
+        f"{_SRT}.server_args.ServerArgs.from_cli_args": _from_cli_args,
+    }
+
+
+def _load_model(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    if not is_active():
+        return original(runner, *args, **kwargs)
+    from sglang_jenga.models import register_models
+    from sglang_jenga.sglang_ext.setup import classify
+
+    hooks.require_intact()
+    register_models(override=True)
+    result = original(runner, *args, **kwargs)
+    classify(runner)
+    return result
+
+
+def _config_from_budget(
+    original: Callable[..., Any], kvc: Any, budget_bytes: int, **kwargs: Any
+) -> Any:
+    if not is_active() or kvc.is_draft_worker:
+        return original(kvc, budget_bytes, **kwargs)
+    from sglang_jenga.sglang_ext.setup import size_arena
+
+    return size_arena(original, kvc, budget_bytes, **kwargs)
+
+
+def _init_pools(original: Callable[..., Any], kvc: Any, **kwargs: Any) -> Any:
+    if not is_active() or kvc.is_draft_worker:
+        return original(kvc, **kwargs)
+    from sglang_jenga.sglang_ext.setup import build_pools
+
+    return build_pools(kvc, kwargs["sizes"])
+
+
+def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> None:
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+    from sglang_jenga.sglang_ext.report import snapshot
+
+    arena = controller.scheduler.token_to_kv_pool_allocator
+    if isinstance(arena, ArenaAllocatorBase):
+        state["jenga"] = snapshot(arena, controller.scheduler.tree_cache)
+
+
+def _add_cli_args(result: Any, parser: Any, *args: Any, **kwargs: Any) -> Any:
+    add_flags(parser)
+    return result
+
+
+def _from_cli_args(original: Callable[..., Any], cls: Any, args: Any, **kwargs: Any) -> Any:
+    export_flags(args)
+    return original(cls, args, **kwargs)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``jenga`` radix cache backend: SGLang's unified cache on host slot ids, one eviction order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.mem_cache.registry import create_unified_radix_cache
+from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE, ComponentType
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+from sglang_jenga.arena.tables import to_device
+from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+from sglang_jenga.sglang_ext.req_pool import HostRows
+from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore, ArenaWindowComponent
+from sglang_jenga.sglang_ext.tree import free_dead_slots as _free_dead_slots
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+    from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+
+
+class ArenaRadixCache(UnifiedRadixCache):
+    """SGLang's unified radix cache over the arena.
+
+    Tree values are host tensors (see :class:`HostRows`); the only device work is one asynchronous
+    copy of a matched prefix when a request starts on it.
+    """
+
+    def __init__(self, params: CacheInitParams) -> None:
+        arena = params.token_to_kv_pool_allocator
+        self.window_dependency = _window_dependency(arena)
+        super().__init__(params)
+        self._arena = arena
+        self._req_pool = self.req_to_token_pool
+        if not arena.rows.shared:
+            self.req_to_token_pool = HostRows(self._req_pool)
+        #: Tokens evicted since start, by component; a snapshot field.
+        self.evicted_tokens = {ct: 0 for ct in self.tree_components}
+
+    # ---- matched prefixes ------------------------------------------------------------------
+
+    def prefix_device_indices(self, req: Req) -> torch.Tensor:
+        """Full slot ids of the request's matched prefix, on the device for kernels."""
+        host = super().prefix_device_indices(req)
+        self._req_pool.matched_prefix[req.rid] = host
+        return to_device(host.numpy(), self._arena.torch_device)
+
+    # ---- sliding ---------------------------------------------------------------------------
+
+    def evict_sliding_windows(
+        self, req: Req, pre_len: int, *, eviction_interval: int = 1
+    ) -> None:
+        if req.kv.holds_kv:
+            self.slide_window(req, pre_len)
+
+    def slide_window(self, req: Req, num_tokens: int) -> None:
+        """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""
+        _free_dead_slots(
+            req,
+            num_tokens,
+            dependency=self.window_dependency,
+            span_tokens=self.swa_retain_window,
+            page_tokens=self.page_size,
+            row=self.req_to_token_pool.req_to_token[req.kv.req_pool_idx],
+            free_segment=self._arena.free_swa_segment,
+        )
+
+    # ---- eviction --------------------------------------------------------------------------
+
+    def evict_until(self, satisfied: Callable[[], bool]) -> None:
+        """Evict the least recently useful piece, of whichever kind, until ``satisfied``."""
+        if self.disable:
+            return
+        start = time.perf_counter()
+        tracker = {ct: 0 for ct in self.tree_components}
+        while not satisfied() and self._evict_one(tracker):
+            pass
+        for ct, num_tokens in tracker.items():
+            self.evicted_tokens[ct] += num_tokens
+        self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
+
+    def _evict_one(self, tracker: dict[ComponentType, int]) -> bool:
+        victim = self.tree_core.oldest()
+        if victim is None:
+            return False
+        if victim.is_leaf:
+            self._evict_device_leaf(victim.node.id, tracker)
+        else:
+            result = self.tree_core.evict_window(victim.node)
+            self._apply_eviction_result(result)
+            self._accumulate_tracker(tracker, result.tracker)
+        return True
+
+    def _evict_components(
+        self,
+        request_by_type: dict[ComponentType, int],
+        tracker: dict[ComponentType, int],
+        available_size_targets: dict[ComponentType, tuple[ComponentType, int]] | None = None,
+        *,
+        allocation_reclaim_satisfied: Callable[[], bool] | None = None,
+    ) -> None:
+        """SGLang's own requests to evict, served in the one order."""
+
+        def satisfied() -> bool:
+            if allocation_reclaim_satisfied is not None:
+                return allocation_reclaim_satisfied()
+            if available_size_targets is not None:
+                return all(
+                    self._component_available_size(component) >= size
+                    for component, size in available_size_targets.values()
+                )
+            return all(tracker[ct] >= request_by_type[ct] for ct in self.tree_components)
+
+        while not satisfied() and self._evict_one(tracker):
+            pass
+
+
+def _window_dependency(arena: ArenaAllocatorBase) -> Dependency:
+    kinds = arena.plan.kinds
+    return kinds[1].spec.dependency if len(kinds) > 1 else Dependency.FULL
+
+
+def build_radix_cache(ctx: TreeCacheBuildContext) -> ArenaRadixCache:
+    """Factory behind ``--radix-cache-backend jenga``.
+
+    Raises:
+        ConfigError: SGLang built its own pools although ours were asked for (a hook is missing).
+    """
+    allocator = ctx.params.token_to_kv_pool_allocator
+    if not isinstance(allocator, ArenaAllocatorBase):
+        raise ConfigError(
+            "--radix-cache-backend jenga: SGLang built its own KV pools "
+            f"({type(allocator).__name__}), so the plugin's pool hook did not run. Check the log "
+            "for 'Failed to apply hooks' and that sglang-jenga matches this SGLang version; to "
+            "serve without Jenga drop the flag."
+        )
+    ctx.params.tree_core_backend = CORE_NAME
+    if ctx.is_hybrid_swa:
+        ctx.params.component_registry_override = {ComponentType.SWA: ArenaWindowComponent}
+    return create_unified_radix_cache(ctx, cache_class=ArenaRadixCache)
+
+
+def make_tree_core(params: Any, components: dict[ComponentType, Any]) -> ArenaTreeCore:
+    """Factory for SGLang's tree core registry."""
+    return ArenaTreeCore(params, components)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's request table, which also tells the allocator who is about to ask.
+
+No allocator call of SGLang 0.5.23 carries a request. But ``alloc(reqs)`` of this pool runs right
+before the token allocation of the same batch, with the same requests in the same order: it leaves
+their extents here for the allocator to pick up (seams 4.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+
+from sglang_jenga.arena.tables import RowTable
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """Positions ``[start, end)`` of ``row`` that the next allocation fills.
+
+    ``prefix`` holds host slot ids of ``[0, start)`` when the row is new and matched a prefix.
+    """
+
+    row: int
+    start: int
+    end: int
+    prefix: torch.Tensor | None
+
+
+class ArenaReqToTokenPool(ReqToTokenPool):
+    """``ReqToTokenPool`` with a host copy of its rows and the extents of the batch in hand."""
+
+    def __init__(
+        self, size: int, max_context_len: int, device: str, enable_memory_saver: bool
+    ) -> None:
+        super().__init__(size, max_context_len, device, enable_memory_saver)
+        self.rows = RowTable(self.req_to_token)
+        self.num_rows = self._alloc_size
+        self._arena: ArenaAllocatorBase | None = None
+        self._extents: list[Extent] = []
+        #: Host slot ids of a matched prefix by request id, left by the radix cache.
+        self.matched_prefix: dict[str, torch.Tensor] = {}
+
+    def attach(self, arena: ArenaAllocatorBase) -> None:
+        """Rows that end report to ``arena``."""
+        self._arena = arena
+
+    def alloc(self, reqs: list[Req]) -> list[int] | None:
+        new = [not req.kv.holds_kv for req in reqs]
+        rows = super().alloc(reqs)
+        if rows is None:
+            return None
+        self._extents = [
+            Extent(
+                row=row,
+                start=req.prefix_len,
+                end=req.extend_end,
+                prefix=self.matched_prefix.pop(req.rid, None) if is_new else None,
+            )
+            for req, row, is_new in zip(reqs, rows, new, strict=True)
+        ]
+        self.matched_prefix.clear()
+        return rows
+
+    def take_extents(self, num_tokens: int) -> list[Extent]:
+        """Extents of the batch whose tokens are being allocated.
+
+        Raises:
+            RuntimeError: they do not add up to ``num_tokens``; somebody else is allocating.
+        """
+        extents, self._extents = self._extents, []
+        total = sum(extent.end - extent.start for extent in extents)
+        if total != num_tokens:
+            raise RuntimeError(
+                f"{num_tokens} tokens asked for, the batch's requests extend by {total}: this "
+                "allocation did not come from a prefill batch, which the arena does not support"
+            )
+        return extents
+
+    def free_rows(self, indices: list[int]) -> None:
+        super().free_rows(indices)
+        if self._arena is not None:
+            for row in indices:
+                self._arena.close_row(row)
+
+    def clear(self) -> None:
+        super().clear()
+        self._extents = []
+        self.matched_prefix.clear()
+
+
+class HostRows:
+    """The request table as the radix cache sees it: host rows, everything else passed on.
+
+    SGLang's radix cache slices ``req_to_token`` rows to insert, re-point and free slots. Giving it
+    the host's copy keeps every tree value a host tensor, so no tree operation waits for the device.
+    """
+
+    def __init__(self, pool: ArenaReqToTokenPool) -> None:
+        self._pool = pool
+        self.req_to_token = pool.rows.req_to_token
+
+    def write(self, index: tuple[int, slice], values: torch.Tensor) -> None:
+        self._pool.rows.write(index, values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a built model and a byte budget to an arena: what each server-start hook does.
+
+    load_model          read kinds off the model, tell SGLang which layers are windowed
+    config_from_budget  how many bytes the stock pools would take -> plan -> capacities
+    _init_pools         the buffer, the pools, the allocator, the request table
+
+The pieces travel on the model config, which all three hooks share.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sglang_jenga.arena.buffer import ArenaBuffer
+from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.geometry import plan_arena
+from sglang_jenga.core.plan import ArenaPlan, format_bytes
+from sglang_jenga.sglang_ext import decode
+from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
+from sglang_jenga.sglang_ext.demand import DemandModel
+from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+
+logger = logging.getLogger(__name__)
+
+_ATTRIBUTE = "_jenga_setup"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockSplit:
+    """How SGLang classified the model on its own: what its pools would hold."""
+
+    is_hybrid: bool
+    window_layers: tuple[int, ...]
+    full_layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaSetup:
+    """What the hooks know so far about one model."""
+
+    kinds: ModelKinds
+    stock: StockSplit
+    plan: ArenaPlan | None = None
+    demand: DemandModel | None = None
+
+
+def setup_of(model_config: Any) -> ArenaSetup:
+    """The setup that ``load_model``'s hook left.
+
+    Raises:
+        ConfigError: it left none, so the hook did not run.
+    """
+    setup = getattr(model_config, _ATTRIBUTE, None)
+    if setup is None:
+        raise ConfigError(
+            "--radix-cache-backend jenga: the model was loaded without Jenga's hook, its layer "
+            "kinds are unknown. Check the log for 'Failed to apply hooks'."
+        )
+    return setup
+
+
+# ---- after the model is built ----------------------------------------------------------------
+
+
+def classify(runner: Any) -> None:
+    """Read kinds off ``runner.model`` and make SGLang see the same split of layers.
+
+    Raises:
+        ConfigError: a layer the arena cannot hold, named.
+    """
+    config = runner.model_config
+    if runner.use_mla_backend:
+        raise ConfigError(
+            "--radix-cache-backend jenga: the model stores latent (MLA) rows, which are not a "
+            "kind here yet. Drop --radix-cache-backend to serve it with SGLang's own pools."
+        )
+    kinds = read_model_kinds(runner.model, config.attention_chunk_size)
+    stock = StockSplit(
+        is_hybrid=config.is_hybrid_swa,
+        window_layers=tuple(config.swa_attention_layer_ids or ()),
+        full_layers=tuple(config.full_attention_layer_ids or ()),
+    )
+    setattr(config, _ATTRIBUTE, ArenaSetup(kinds=kinds, stock=stock))
+    hybrid = bool(kinds.window)
+    runner.is_hybrid_swa = config.is_hybrid_swa = hybrid
+    config.swa_attention_layer_ids = _ids(kinds.window) if hybrid else None
+    config.full_attention_layer_ids = _ids(kinds.full) if hybrid else None
+    if hybrid:
+        runner.sliding_window_size = kinds.span_tokens
+
+
+def _ids(layers: tuple[Any, ...]) -> list[int]:
+    return [layer.layer_id for layer in layers]
+
+
+# ---- from bytes to a plan ----------------------------------------------------------------------
+
+
+@contextmanager
+def _stock_view(kvc: KVCacheConfigurator, stock: StockSplit) -> Iterator[None]:
+    """Let SGLang's own sizing see the model the way it would without Jenga."""
+    config, info, hybrid = kvc.model_config, kvc.layer_info, kvc.is_hybrid_swa
+    kvc.is_hybrid_swa = config.is_hybrid_swa = stock.is_hybrid
+    if stock.is_hybrid:
+        kvc.layer_info = msgspec.structs.replace(
+            info,
+            swa_attention_layer_ids=list(stock.window_layers),
+            full_attention_layer_ids=list(stock.full_layers),
+        )
+    try:
+        yield
+    finally:
+        kvc.layer_info = info
+        kvc.is_hybrid_swa = config.is_hybrid_swa = hybrid
+
+
+def stock_pool_bytes(
+    original: Callable[..., MemoryPoolConfig],
+    kvc: KVCacheConfigurator,
+    budget_bytes: int,
+    cap_tokens: int | None,
+    stock: StockSplit,
+) -> int:
+    """Bytes the stock server's KV pools would occupy under the same flags, sink pages included."""
+    from sglang.srt.model_executor.pool_configurator import create_memory_pool_configurator
+
+    with _stock_view(kvc, stock):
+        sizes = original(kvc, budget_bytes, cap_tokens=cap_tokens)
+        cells = create_memory_pool_configurator(kvc)
+        page = kvc.page_size
+        if stock.is_hybrid:
+            full = (sizes.full_max_total_num_tokens + page) * cells._full_cell_bytes()
+            window = (sizes.swa_max_total_num_tokens + page) * cells._swa_cell_bytes()
+            return int(full + window)
+        return int((sizes.max_total_num_tokens + page) * cells._cell_size)
+
+
+def size_arena(
+    original: Callable[..., MemoryPoolConfig],
+    kvc: KVCacheConfigurator,
+    budget_bytes: int,
+    *,
+    cap_tokens: int | None = None,
+) -> MemoryPoolConfig:
+    """Plan the arena for ``budget_bytes`` and state what it can hold in SGLang's terms.
+
+    Raises:
+        ConfigError: the arena is too small for one request, or larger than the budget.
+    """
+    from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+    from sglang.srt.runtime_context import get_schedule
+
+    setup = setup_of(kvc.model_config)
+    wanted = load_config().arena_bytes
+    if wanted is None:
+        wanted = stock_pool_bytes(original, kvc, budget_bytes, cap_tokens, setup.stock)
+    elif wanted > budget_bytes:
+        raise ConfigError(
+            f"{ARENA_SIZE} asks for {format_bytes(wanted)}, but {format_bytes(budget_bytes)} are "
+            "left after the weights under --mem-fraction-static "
+            f"{get_schedule().mem_fraction_static}: lower the size or raise the fraction"
+        )
+    plan = plan_arena(
+        setup.kinds.specs(kvc.kv_cache_dtype), arena_bytes=wanted, page_tokens=kvc.page_size
+    )
+    chunk = get_schedule().chunked_prefill_size
+    demand = DemandModel(
+        page_tokens=kvc.page_size,
+        span_tokens=setup.kinds.span_tokens,
+        chunk_tokens=chunk if chunk and chunk > 0 else None,
+    )
+    longest = demand.longest_request_tokens(plan)
+    _require_one_request(kvc, plan, demand, longest)
+    setattr(kvc.model_config, _ATTRIBUTE, replace(setup, plan=plan, demand=demand))
+    if not setup.kinds.window:
+        return MemoryPoolConfig(max_total_num_tokens=longest)
+    return MemoryPoolConfig(
+        max_total_num_tokens=longest,
+        full_max_total_num_tokens=longest,
+        swa_max_total_num_tokens=plan.usable_large_pages * plan.kinds[1].slots_per_large_page,
+    )
+
+
+def _require_one_request(
+    kvc: KVCacheConfigurator, plan: ArenaPlan, demand: DemandModel, longest: int
+) -> None:
+    """One request of the greatest length must fit, or the server must not start.
+
+    The greatest length is ``--context-length`` when given. Otherwise SGLang accepts requests up to
+    what the pool holds, and the pool must hold at least a page beyond the window's needs.
+    """
+    asked = kvc.server_args.context_length
+    least = asked or 4 * kvc.page_size
+    if longest >= least:
+        if longest < kvc.model_config.context_len:
+            logger.warning(
+                "Jenga: the arena holds requests of up to %d tokens, the model allows %d: longer "
+                "requests are refused. Raise --mem-fraction-static or the arena size for more.",
+                longest,
+                kvc.model_config.context_len,
+            )
+        return
+    pages = demand.pages_of_longest(plan, least)
+    parts = ", ".join(
+        f"{kind.spec.name} {need} small pages ({format_bytes(need * kind.small_page_bytes)})"
+        for kind, need in zip(plan.kinds, pages, strict=True)
+    )
+    raise ConfigError(
+        f"the arena ({format_bytes(plan.usable_bytes)} usable) cannot hold one request of {least} "
+        f"tokens{' (--context-length)' if asked else ''}: it needs {parts}; the longest request "
+        f"that fits has {longest} tokens. Raise --mem-fraction-static, --max-total-tokens or "
+        f"{ARENA_SIZE}, or lower --context-length."
+    )
+
+
+# ---- from a plan to pools ----------------------------------------------------------------------
+
+
+def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
+    """The arena's ``_InitializedPools``."""
+    from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
+    from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
+
+    from sglang_jenga.sglang_ext.allocator import HybridArenaAllocator, UniformArenaAllocator
+    from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
+    from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+
+    setup = setup_of(kvc.model_config)
+    plan, demand = setup.plan, setup.demand
+    if plan is None or demand is None:
+        raise ConfigError("--radix-cache-backend jenga: pools are built before they are sized")
+    for line in plan.describe():
+        logger.info("Jenga: %s", line)
+    logger.info("Jenga: %s", plan.explanation)
+    req_pool = ArenaReqToTokenPool(
+        size=sizes.max_running_requests,
+        max_context_len=kvc.model_config.context_len + get_req_to_token_extra_context_len(),
+        device=kvc.device,
+        enable_memory_saver=False,
+    )
+    buffer = ArenaBuffer(plan, kvc.device)
+    dtype = kvc.kv_cache_dtype
+    allocator_class: type[UniformArenaAllocator] | type[HybridArenaAllocator]
+    if setup.kinds.window:
+        pool: Any = ArenaHybridKVPool(buffer, setup.kinds, dtype)
+        allocator_class = HybridArenaAllocator
+    else:
+        pool = ArenaKVPool(buffer, plan.kinds[0], setup.kinds.full, dtype)
+        pool.mem_usage = plan.arena_bytes / 2**30
+        allocator_class = UniformArenaAllocator
+    allocator = allocator_class(plan, pool, req_pool, demand, dtype, kvc.device)
+    decode.install(str(kvc.device).split(":")[0])
+    return _InitializedPools(
+        req_to_token_pool=req_pool,
+        token_to_kv_pool=pool,
+        token_to_kv_pool_allocator=allocator,
+    )

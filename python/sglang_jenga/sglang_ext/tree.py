@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jenga's ordering inside SGLang's radix tree: one clock, persistent heaps, chunked windows.
+
+SGLang's python tree core keeps the structure; three things differ (seams 6.7):
+
+* evictable leaves sit in a heap that lives as long as the tree. An entry's time may be outdated; it
+  is corrected when it comes up, because a use only ever makes a node younger. O(log n) per victim.
+* the window kind's recency list stamps each node with the clock that full-kind leaves use, so the
+  least recently useful piece can be found across kinds.
+* a chunked kind has its own hit predicate.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.unified_cache.components import ComponentType, SWAComponent
+from sglang.srt.mem_cache.unified_cache.components.base import (
+    EvictLayer,
+    get_and_increase_time_counter,
+)
+from sglang.srt.mem_cache.unified_cache.unified_tree_core import (
+    UnifiedLRUList,
+    UnifiedTreeCore,
+    UnifiedTreeNode,
+)
+from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
+    EvictDeviceNextNodeResult,
+)
+
+from sglang_jenga.cache.predicates import dead_before, is_hit
+from sglang_jenga.core.kinds import Dependency
+
+CORE_NAME = "jenga"
+_LAST_USE = "jenga_last_use"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Victim:
+    """The least valuable piece of one kind: a whole leaf, or the window slots of an inner node."""
+
+    node: UnifiedTreeNode
+    last_use: float
+    is_leaf: bool
+
+
+class ClockedLRUList(UnifiedLRUList):
+    """A recency list whose nodes carry the tree's clock (their last use for this kind)."""
+
+    def _add_node_after(self, prev_node: UnifiedTreeNode, new_node: UnifiedTreeNode) -> None:
+        super()._add_node_after(prev_node, new_node)
+        if prev_node is self.head:
+            time = float(get_and_increase_time_counter())
+        else:
+            time = self.last_use(prev_node)  # placed beside its neighbour: as recent as it
+        new_node.component_data[self.component_type].metadata[_LAST_USE] = time
+
+    def last_use(self, node: UnifiedTreeNode) -> float:
+        return node.component_data[self.component_type].metadata[_LAST_USE]
+
+
+class ArenaTreeCore(UnifiedTreeCore):
+    """SGLang's python tree core with host values and persistent eviction order."""
+
+    def __init__(self, params: Any, components: dict[ComponentType, Any]) -> None:
+        self._leaf_heap: list[tuple[float, int]] = []
+        self._queued: set[int] = set()
+        super().__init__(params, components)
+        # Tree values are host tensors whatever the KV device is.
+        self.device = torch.device("cpu")
+        self.reset()
+
+    def reset(self) -> None:
+        self._leaf_heap = []
+        self._queued = set()
+        super().reset()
+        if ComponentType.SWA in self.component_types:
+            self.lru_lists[ComponentType.SWA] = ClockedLRUList(
+                ComponentType.SWA, self.component_types
+            )
+
+    def _update_evictable_leaf_sets(self, node: UnifiedTreeNode) -> None:
+        super()._update_evictable_leaf_sets(node)
+        if node in self.evictable_device_leaves and node.id not in self._queued:
+            self._queued.add(node.id)
+            heapq.heappush(self._leaf_heap, (node.last_access_time, node.id))
+
+    def oldest_leaf(self) -> Victim | None:
+        """The evictable leaf whose last use is longest ago."""
+        heap = self._leaf_heap
+        while heap:
+            queued_at, node_id = heap[0]
+            node = self._node_arena.get(node_id)
+            if node is None or node not in self.evictable_device_leaves:
+                heapq.heappop(heap)
+                self._queued.discard(node_id)
+            elif node.last_access_time > queued_at:
+                heapq.heapreplace(heap, (node.last_access_time, node_id))
+            else:
+                return Victim(node=node, last_use=node.last_access_time, is_leaf=True)
+        return None
+
+    def oldest_window(self) -> Victim | None:
+        """The unlocked node whose window slots were last useful longest ago."""
+        if ComponentType.SWA not in self.component_types:
+            return None
+        lru = self.lru_lists[ComponentType.SWA]
+        node = lru.get_lru_no_lock()
+        if node is None:
+            return None
+        is_leaf = node in self.evictable_device_leaves
+        return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf)
+
+    def oldest(self) -> Victim | None:
+        """The least recently useful piece across kinds, None when nothing is evictable."""
+        leaf, window = self.oldest_leaf(), self.oldest_window()
+        if leaf is None or window is None:
+            return leaf or window
+        return window if window.last_use < leaf.last_use else leaf
+
+    def evict_window(self, node: UnifiedTreeNode) -> EvictDeviceNextNodeResult:
+        """Drop the window slots of an inner node; its full slots stay."""
+        result = EvictDeviceNextNodeResult(made_progress=True)
+        component = self.components_by_type[ComponentType.SWA]
+        frees = dict(
+            device_frees=result.device_frees,
+            host_frees=result.host_frees,
+            cache_actions=result.cache_actions,
+        )
+        self._evict_component_and_detach_lru(
+            node, component, target=EvictLayer.DEVICE, tracker=result.tracker, **frees
+        )
+        self._cascade_evict(node, component, result.tracker, **frees)
+        return result
+
+
+class ArenaWindowComponent(SWAComponent):
+    """The window kind of the tree; with ``chunked`` set, layers attend within chunks instead."""
+
+    @property
+    def dependency(self) -> Dependency:
+        return self.cache.window_dependency
+
+    def create_match_validator(
+        self, match_device_only: bool = False
+    ) -> Callable[[UnifiedTreeNode], bool]:
+        if self.dependency is not Dependency.CHUNKED:
+            return super().create_match_validator(match_device_only)
+        prefix_tokens = 0
+        live_tail = 0
+
+        def is_valid(node: UnifiedTreeNode) -> bool:
+            nonlocal prefix_tokens, live_tail
+            length = len(node.key)
+            prefix_tokens += length
+            live = node.component_data[self.component_type].value is not None
+            live_tail = live_tail + length if live else 0
+            return is_hit(
+                Dependency.CHUNKED, prefix_tokens, live_tail, self.sliding_window_size
+            )
+
+        return is_valid
+
+    def _free_out_of_window_slots(self, req: Any, pre_len: int) -> None:
+        # pre_len is the last position of the cached key; the key itself is one longer.
+        self.cache.slide_window(req, pre_len)
+
+
+def free_dead_slots(
+    req: Any,
+    num_tokens: int,
+    *,
+    dependency: Dependency,
+    span_tokens: int,
+    page_tokens: int,
+    row: torch.Tensor,
+    free_segment: Callable[..., None],
+) -> None:
+    """Give back the window slots of ``req`` that nothing can read any more.
+
+    Only what the request itself owns: positions from ``swa_dead_lo`` (above the tree's prefix) to
+    :func:`dead_before`. ``row`` is the request's host row of full slot ids.
+    """
+    start = max(req.kv.get_evicted_seqlen(ComponentType.SWA), req.kv.swa_dead_lo(page_tokens))
+    req.kv.set_evicted_seqlen(ComponentType.SWA, start)
+    end = dead_before(dependency, num_tokens, span_tokens, page_tokens=page_tokens)
+    if end > start:
+        free_segment(row[start:end], start_pos=start)
+        req.kv.set_evicted_seqlen(ComponentType.SWA, end)

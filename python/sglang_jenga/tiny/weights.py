@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random weights under which a tiny model behaves enough like a trained one to test with.
+
+A freshly initialised transformer is a bad test subject: its attention is nearly uniform, its residual stream
+is nearly the last token's embedding, and its greedy output is one token for ever, whatever the KV cache
+holds. A wrong page would go unnoticed. Four properties are set instead, each by one number below:
+
+* Attention is sharp. Scores (before softmax) have standard deviation ``SCORE_STD``, so a few of hundreds of
+  keys, near or far, take most of the weight. Where a model normalises Q and K the number goes into the norm
+  weights, elsewhere into the projections.
+* Attention matters. A sharp average of values is smaller than one value; ``ATTENTION_GAIN`` in the output
+  projection makes it as large as the residual stream it joins. Every layer of every kind counts.
+* The last token does not win. With tied embeddings the stream's own token would score highest for ever;
+  random signs on the final norm decorrelate reading from writing. (An untied head is independent anyway.)
+* Logits are spread. ``LOGIT_STD`` makes typical top-1 margins about one logit, a million times float32's
+  rounding and well inside Gemma's soft cap. Rows of special and unprintable tokens are shrunk, so that
+  they are never the answer unless a grammar demands them.
+
+Each tensor has its own generator, seeded by the seed and the tensor's name: adding a layer changes no other.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+SCORE_STD = 2.2
+ATTENTION_GAIN = 2.0
+MLP_GAIN = 2.0
+LOGIT_STD = 3.0
+NORM_JITTER = 0.1
+SINK_MEAN = 6.0
+"""Near the log-sum-exp of a window's scores: a sink then takes a share that no test can overlook."""
+QUIET_SCALE = 0.05
+
+_PRE_NORM_WEIGHT_OFFSET = {"gemma2": 1.0, "gemma3_text": 1.0}
+"""Families whose norms multiply by ``1 + weight``."""
+
+_UNIT_GAIN = (
+    "v_proj",
+    "gate_proj",
+    "up_proj",
+    "router",
+    "per_layer_model_projection",
+    "per_layer_input_gate",
+    "per_layer_projection",
+)
+
+
+def initialise(
+    model: nn.Module, *, seed: int, embedding_std: float, quiet_token_ids: list[int]
+) -> None:
+    """Overwrite every parameter of a transformers causal language model, in place.
+
+    Raises ``ValueError`` for a parameter that no rule covers: a new architecture must be thought about,
+    not filled with whatever its constructor left there.
+    """
+    plan = _Plan(model, embedding_std)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor.copy_(plan.draw(name, tensor, _generator(seed, name)))
+        for name, tensor in model.named_buffers():
+            if name.endswith("layer_scalar"):  # Gemma 4; part of the checkpoint although a buffer
+                tensor.uniform_(0.8, 1.2, generator=_generator(seed, name))
+        output = model.get_output_embeddings().weight
+        output[torch.tensor(quiet_token_ids)] *= QUIET_SCALE
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class _Plan:
+    """Mean, scale and shape rules for one model's parameters, by the last parts of their names."""
+
+    def __init__(self, model: nn.Module, embedding_std: float) -> None:
+        config = model.config
+        self._hidden = config.hidden_size
+        self._per_layer_width = getattr(config, "hidden_size_per_layer_input", 0)
+        self._embedding_std = embedding_std
+        self._norm_offset = _PRE_NORM_WEIGHT_OFFSET.get(config.model_type, 0.0)
+        self._attention = {n: m for n, m in model.named_modules() if hasattr(m, "q_proj")}
+        tied = config.tie_word_embeddings
+        # With a tied head, logits = final norm x embeddings, so the norm carries the scale and the signs.
+        self._tied = tied
+        self._head_std = embedding_std if tied else LOGIT_STD / math.sqrt(self._hidden)
+        logit_scale = getattr(config, "logit_scale", 1.0)
+        self._final_norm = (
+            LOGIT_STD / (embedding_std * math.sqrt(self._hidden) * logit_scale) if tied else 1.0
+        )
+
+    def draw(self, name: str, like: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """A new value for the parameter ``name``, float32, of the shape of ``like``."""
+        noise = torch.randn(like.shape, generator=rng)
+        owner, _, leaf = name.rpartition(".")
+        module = owner.rpartition(".")[2]
+        if module.endswith(("norm", "layernorm", "norm_1", "norm_2")):
+            return self._norm(owner, module, noise, rng)
+        if leaf == "sinks":
+            # SGLang keeps sinks in bfloat16: round here, so that nothing is lost there.
+            return (SINK_MEAN + noise).bfloat16().float()
+        if leaf.endswith("bias"):
+            return NORM_JITTER * noise
+        if module == "embed_tokens":
+            return self._embedding_std * noise
+        if module == "embed_tokens_per_layer":  # scaled by the square root of its width when read
+            return noise * self._per_layer_width**-0.5
+        if module == "lm_head":
+            return self._head_std * noise
+        if module == "experts":  # [experts, in, out]
+            return self._gain(leaf) * noise * like.shape[1] ** -0.5
+        if like.dim() == 2:  # [out, in]
+            return self._gain(module, owner) * noise * like.shape[1] ** -0.5
+        raise ValueError(f"no rule initialises {name!r} of shape {tuple(like.shape)}; add one")
+
+    def _norm(
+        self, owner: str, module: str, noise: torch.Tensor, rng: torch.Generator
+    ) -> torch.Tensor:
+        scale = 1.0 + NORM_JITTER * noise
+        if module in ("q_norm", "k_norm"):
+            scale *= self._query_key_scale(owner.rpartition(".")[0])
+        elif module == "post_per_layer_input_norm":
+            scale *= 0.5  # a token-only input: keep it from outweighing what attention brings
+        elif owner.count(".") == 1:  # model.norm
+            scale *= self._final_norm
+            if self._tied:
+                scale *= torch.randint(0, 2, noise.shape, generator=rng) * 2 - 1
+        return scale - self._norm_offset
+
+    def _query_key_scale(self, attention: str) -> float:
+        """What Q and K must each measure for scores of ``SCORE_STD``: score = scaling * sum over head_dim."""
+        module = self._attention[attention]
+        return math.sqrt(SCORE_STD / (module.scaling * math.sqrt(module.head_dim)))
+
+    def _gain(self, projection: str, owner: str = "") -> float:
+        if projection in ("q_proj", "k_proj"):
+            attention = owner.rpartition(".")[0]
+            normalised = hasattr(self._attention[attention], f"{projection[0]}_norm")
+            return 1.0 if normalised else self._query_key_scale(attention)
+        if projection == "o_proj":
+            return ATTENTION_GAIN
+        if projection == "down_proj":
+            return MLP_GAIN
+        if projection in (*_UNIT_GAIN, "gate_up_proj"):
+            return 1.0
+        raise ValueError(f"no gain is known for the projection {projection!r} of {owner!r}; add it")

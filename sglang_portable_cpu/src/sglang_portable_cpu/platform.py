@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The platform object: what SGLang asks about a device that is only a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
+
+from sglang_portable_cpu import model_patches, patches, resolution
+
+
+class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """No GPU, no AMX, no triton, no compiler: every operation runs in eager torch."""
+
+    _enum = PlatformEnum.OOT
+
+    def get_default_attention_backend(self) -> str:
+        return "torch_native"
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        return "eager"
+
+    def get_dispatch_key_name(self) -> str:
+        return "native"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        return torch.profiler.ProfilerActivity.CPU
+
+    def init_backend(self) -> None:
+        # SGLang decorates small functions with torch.compile for the GPU's sake. Here a compile needs
+        # a C++ compiler, which a plain machine may lack, and takes longer than the calls it serves.
+        torch.compiler.set_stance("force_eager")
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Runs in the main process: an error here is a clean refusal to start."""
+        patches.require_installed()
+        resolution.apply_defaults(server_args)
+
+    def post_load_model(self, model: torch.nn.Module) -> None:
+        """Runs in the worker, before the first forward: SGLang only logs a hook that failed there."""
+        patches.require_installed()
+        model_patches.apply(model)
