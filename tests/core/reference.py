@@ -18,6 +18,8 @@ from sglang_jenga.core.allocator import ArenaAllocator
 from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec
 from sglang_jenga.core.plan import ArenaPlan, KindPlan
 
+FULL, WINDOW = 0, 1  # kinds of the small arenas that tests make
+
 
 def make_plan(num_large_pages: int, small_pages_per_large: Mapping[str, int]) -> ArenaPlan:
     """A plan with these kinds; slots have one row and no padding, small pages one slot."""
@@ -55,6 +57,11 @@ def make_allocator(
 ) -> ArenaAllocator:
     plan = make_plan(num_large_pages, small_pages_per_large)
     return ArenaAllocator(plan, num_rows=num_rows, run_small_pages=runs)
+
+
+def take(alloc: ArenaAllocator, row: int, *counts: int) -> list[list[int]]:
+    """Extend one row by ``counts[kind]`` small pages; the ids per kind."""
+    return [ids.tolist() for ids in alloc.extend([row], [[count] for count in counts])]
 
 
 def snapshot(thing: object) -> object:

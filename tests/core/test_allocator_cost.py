@@ -11,22 +11,22 @@ import heapq
 import sys
 from collections.abc import Callable
 from types import FrameType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from reference import make_allocator
+from reference import FULL, WINDOW, make_allocator
 
 from sglang_jenga.core import small_pages
 from sglang_jenga.core.allocator import ArenaAllocator
 
-FULL, WINDOW = 0, 1
 FEW, MANY = 10, 1000
 
 
 def bytecodes(call: Callable[[], object]) -> int:
     count = 0
 
-    def trace(frame: FrameType, event: str, arg: object) -> Callable[..., object]:
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal count
         frame.f_trace_opcodes = True
         count += event == "opcode"
@@ -57,7 +57,7 @@ def test_a_decode_step_costs_the_same_for_ten_and_a_thousand_rows() -> None:
         alloc = make_allocator(10_000, kinds, num_rows=MANY)
         decode(alloc, num_rows)()  # opens a run for every row
         counts.append(bytecodes(decode(alloc, num_rows)))
-    assert counts[0] == counts[1] < 250
+    assert counts[0] == counts[1] < 400
 
 
 @pytest.mark.parametrize("small_pages_per_large", [26, 1])
@@ -153,3 +153,15 @@ def test_the_list_of_partial_large_pages_stays_bounded_under_long_churn(
             assert len(k.partial) <= 64 + 4 * census.large_pages
     assert len(pushes) > 20 * longest, "far more entries were made than were ever kept"
     assert alloc.audit() == []
+
+
+def test_the_list_shrinks_with_the_kind_when_runs_are_closed() -> None:
+    alloc = make_allocator(40, {"full": 26}, num_rows=30)
+    ids = alloc.extend(list(range(30)), [[20] * 30])[FULL]
+    for i in range(len(ids)):
+        alloc.free(FULL, ids[i : i + 1])
+    full = alloc._kinds[FULL]
+    assert len(full.partial) > 64, "30 open runs still own a large page each"
+    for row in range(30):
+        alloc.close(row)
+    assert len(full.partial) <= 64

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SGLang attention backend `jenga_ref`: correct on every KV pool layout, in plain torch.
 
-It reads K/V the way SGLang's own backends do: per-layer buffers `[slots, heads, dim]` from the pool
-(any strides), slots from the request's row of `req_to_token`, and for window layers of a hybrid pool
-(`layers_mapping`) slots translated by `translate_loc_from_full_to_swa`. So it serves the stock
-`MHATokenToKVPool`, the stock `SWAKVPool` and pools that share one buffer, with equal results.
+It reads K/V the way SGLang's own backends do: per-layer buffers `[slots, heads, dim]` from the
+pool (any strides), slots from the request's row of `req_to_token`, and for window layers of a
+hybrid pool (`layers_mapping`) slots translated by `translate_loc_from_full_to_swa`. So it serves
+the stock `MHATokenToKVPool`, the stock `SWAKVPool` and pools that share one buffer, with equal
+results.
 Compute is float32; the output is cast back to the query's dtype.
 
 Upstream counterpart: `torch_native`, which reads window layers through untranslated slots, takes no
@@ -22,9 +23,9 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.runtime_context import get_schedule
 
-from sglang_jenga.attention.reference import Visibility, attend
+from sglang_jenga.attention.paged import PaddedBatch, Span, attend_paged, plan_batches
+from sglang_jenga.attention.reference import Visibility
 from sglang_jenga.attention.register import BACKEND_NAME
-from sglang_jenga.attention.tiling import PaddedBatch, Span, plan_batches
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -181,33 +182,21 @@ class ReferenceAttnBackend(AttentionBackend):
                 k,
                 v,
             )
-        num_heads, value_dim = layer.tp_q_head_num, layer.v_head_dim
-        query = q.reshape(-1, num_heads, layer.qk_head_dim)
-        # Rows beyond the batch (padding) and queries without keys stay zero.
-        out = query.new_zeros(query.shape[0], num_heads, value_dim)
-        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
-        values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
-        for batch in self._gathers(self._kind(layer, forward_batch)):
-            result = attend(
-                query[batch.queries],
-                _gather(keys, batch.slots),
-                _gather(values, batch.slots),
-                batch.seen,
-                scaling=layer.scaling,
-                logit_cap=layer.logit_cap or 0.0,
-                sinks=sinks,
-            ).flatten(0, 1)
-            rows = batch.queries.flatten()
-            if batch.answered is not None:
-                rows, result = rows[batch.answered], result[batch.answered]
-            out.index_copy_(0, rows, result.to(out.dtype))
-        return out.view(-1, num_heads * value_dim)
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        out = attend_paged(
+            query,
+            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
+            self._gathers(self._kind(layer, forward_batch)),
+            scaling=layer.scaling,
+            logit_cap=layer.logit_cap or 0.0,
+            sinks=sinks,
+        )
+        return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def _kind(self, layer: RadixAttention, forward_batch: ForwardBatch) -> _Kind:
         if layer.is_cross_attention:
-            return _Kind(
-                rule=Visibility(causal=False), reads_encoder=True, in_window_pool=False
-            )
+            return _Kind(rule=Visibility(causal=False), reads_encoder=True, in_window_pool=False)
         window = layer.sliding_window_size
         window = window if window is not None and window > -1 else None
         causal = layer.attn_type != AttentionType.ENCODER_ONLY
@@ -270,12 +259,6 @@ def _host_list(host: Any, device: torch.Tensor) -> list[int]:
     """The batch's host copy when SGLang made one: reading `device` would wait for the GPU."""
     source = host if host is not None else device
     return source.tolist() if isinstance(source, torch.Tensor) else list(source)
-
-
-def _gather(buffer: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """`buffer` `[slots, KH, D]` at int64 `slots` `[B, K]` -> `[B, K, KH, D]`."""
-    # index_select is several times faster than indexing here, most of all on strided views.
-    return buffer.index_select(0, slots.flatten()).view(*slots.shape, *buffer.shape[1:])
 
 
 def _reject_unsupported(layer: RadixAttention, extras: dict[str, Any]) -> None:

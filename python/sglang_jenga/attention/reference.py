@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense attention over gathered keys and values: which key a query sees, and the softmax.
 
-Pure torch, float32, no pages and no requests: `tiling` decides what is gathered, this module
+Pure torch, float32, no pages and no requests: `paged` decides what is gathered, this module
 says what it means. Semantics follow SGLang's own kernels (triton `extend_attention`, fa3):
 
 | rule | query at position q sees key at position k when |
 | --- | --- |
 | causal | k <= q |
-| window of W tokens, causal | q - W <= k <= q (SGLang's `sliding_window_size` is exclusive: W + 1 keys) |
+| window of W tokens, causal | q - W <= k <= q: W + 1 keys, as `sliding_window_size` counts |
 | window of W tokens, not causal | abs(q - k) <= W |
 | chunk of C tokens (Llama-4 iRoPE) | k <= q and floor(k / C) == floor(q / C) |
 """
@@ -52,7 +52,7 @@ class Visibility:
         return first
 
     def end_key(self, last_query_position: int, num_keys: int) -> int:
-        """One past the highest key position that a query at or before `last_query_position` sees."""
+        """One past the highest key position that a query up to `last_query_position` sees."""
         end = num_keys
         if self.causal:
             end = min(end, last_query_position + 1)

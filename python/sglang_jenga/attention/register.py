@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How SGLang learns of `jenga_ref`, and when it is selected.
 
-`register_reference_backend(enabled)` belongs in a plugin's load function: argparse reads the backend
-choices right after plugins load. The backend then serves in three cases:
+`register_reference_backend(enabled)` belongs in a plugin's load function: argparse reads the
+backend choices right after plugins load. The backend then serves in three cases:
 
 | case | selected |
 | --- | --- |
 | `--attention-backend jenga_ref` | always, on any device |
 | no attention flag, device cpu, `enabled(server_args)` | instead of torch_native or intel_amx |
-| no attention flag, device cpu, `SGLANG_JENGA_REFERENCE_ATTENTION=1` | likewise, with the stock cache |
+| no attention flag, device cpu, `SGLANG_JENGA_REFERENCE_ATTENTION=1` | likewise, on any cache |
 
 Otherwise nothing changes. Upstream seams: `attention_registry`, `choices`, `resolution_hooks`.
 """
@@ -33,7 +33,7 @@ def register_reference_backend(enabled: Callable[[Any], bool] = lambda server_ar
     """Make `jenga_ref` known to SGLang and select it on CPU where `enabled(server_args)` says so.
 
     `enabled` is called while the server arguments are resolved, in the main process, and must only
-    read them. A second call does nothing: the plugin loader may run a load function once per process.
+    read them. A second call in a process does nothing.
     """
     global _registered
     if _registered:
@@ -86,9 +86,7 @@ def _fields_to_select(server_args: Any, enabled: Callable[[Any], bool]) -> list[
     return []
 
 
-def _select(
-    server_args: Any, fields: list[str], previous: Callable[[Any], None]
-) -> None:
+def _select(server_args: Any, fields: list[str], previous: Callable[[Any], None]) -> None:
     from sglang.srt.arg_groups.overrides import (
         declare_resolution,
         model_config_of,
@@ -96,8 +94,8 @@ def _select(
     )
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 
-    # The step checks the backend's name against a list per model, and no list can know ours. It sees
-    # a name that the model's list accepts and that sets nothing else.
+    # The step checks the backend's name against a list per model, and no list can know ours. It
+    # sees a name that the model's list accepts and that decides nothing else.
     architecture = model_config_of(server_args).hf_config.architectures[0]
     stand_in = _stand_in(architecture, resolving_view(server_args).device)
     declare_resolution(server_args, _SOURCE, **dict.fromkeys(fields, stand_in))

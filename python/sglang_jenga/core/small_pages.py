@@ -39,9 +39,8 @@ class SmallPages:
         index: of the kind, its name towards ``large``.
         large: level 1, shared by all kinds.
         pages_per_large: small pages per large page.
-        run: longest open run in small pages. A run shorter than the large page lets several rows
-            share it: large pages that are big beside a request (state models) would otherwise be
-            reserved one per request.
+        run: longest open run in small pages. Runs shorter than the large page let several rows
+            share it: state models have large pages that are big beside a request.
         num_rows: rows are ``0 .. num_rows - 1``.
     """
 
@@ -61,8 +60,8 @@ class SmallPages:
         self.index = index
         self.large = large
         self.pages_per_large = pages_per_large
-        self.run = min(run, pages_per_large)
-        self.packs = self.run < pages_per_large
+        self.run = run
+        self.packs = run < pages_per_large
         self.used = 0
         self.reserved = 0
         #: Per row: the next small page of its open run, and the first one after the run.
@@ -155,11 +154,9 @@ class SmallPages:
             ids = self._take_more(len(rows), None)
             self.limit[rows] = ids + 1  # single pages: no run to bump through
             return ids
-        ids = np.empty(len(rows), dtype=np.int64)
-        for i, row in enumerate(rows.tolist()):
-            ids[i] = self._take_more(1, row)[0]
-            if self.open_pages(row) == 0:
-                self.limit[row] = ids[i] + 1
+        ids = np.array([self._take_more(1, row)[0] for row in rows.tolist()])
+        alone = self.cursor[rows] == self.limit[rows]  # no run followed the page
+        self.limit[rows[alone]] = ids[alone] + 1
         return ids
 
     def _take_more(self, count: int, heir: int | None) -> IntArray:
@@ -317,13 +314,12 @@ class SmallPages:
         runs = [np.arange(self.cursor[row], self.limit[row]) for row in rows]
         tails = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *runs]))
         listed = set(self.partial)
-        lost = [page for page in owned.tolist() if 0 < taken[page] < n]
-        lost = [page for page in lost if (n - int(taken[page]), page) not in listed]
+        holed = [page for page in owned.tolist() if taken[page] < n]
+        lost = [page for page in holed if (n - int(taken[page]), page) not in listed]
         checks = (
-            (used != self.used, f"{used} small pages marked used, recorded {self.used}"),
             (
-                reserved != self.reserved,
-                f"{reserved} small pages marked reserved, recorded {self.reserved}",
+                (used, reserved) != (self.used, self.reserved),
+                f"marked: {used} used, {reserved} reserved; recorded: {self.used}, {self.reserved}",
             ),
             (elsewhere, f"{elsewhere} small pages taken outside its large pages"),
             (empty, f"owns empty large pages {empty[:4]}"),

@@ -4,30 +4,33 @@
 import os
 import sys
 
-PACKAGE = "sglang_jenga.models"
+PACKAGE = __name__.rpartition(".")[0]
 _VARIABLE = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 _REGISTRY = "sglang.srt.models.registry"
 
 
 def register_models(*, override: bool) -> None:
-    """Let SGLang resolve architectures to this package's classes, in this process and in its children.
+    """Let SGLang resolve architectures to this package's classes, in this process and in its
+    children.
 
-    With ``override``, architectures that SGLang also has (``MistralForCausalLM``) resolve to ours; without,
-    only those that it lacks (``MinistralForCausalLM``). A class that came from somewhere else, such as the
-    user's own external model package, is never replaced. May be called repeatedly.
+    With ``override``, architectures that SGLang also has (``MistralForCausalLM``) resolve to ours;
+    without, only those that it lacks (``MinistralForCausalLM``). A class that came from somewhere
+    else, such as the user's own external model package, is never replaced. May be called
+    repeatedly.
 
-    Importing SGLang's registry imports every model it has, which takes seconds and which the launching
-    process never needs. So where the registry is not imported yet, its own mechanism is used: it reads
-    ``SGLANG_EXTERNAL_MODEL_PACKAGE`` when imported. (Setting that variable by hand does the same without
-    any plugin: a stock server with these models.)
+    Importing SGLang's registry imports every model it has, which takes seconds and which the
+    launching process never needs. So where the registry is not imported yet, its own mechanism is
+    used: it reads ``SGLANG_EXTERNAL_MODEL_PACKAGE`` when imported. (Setting that variable by hand
+    does the same without any plugin: a stock server with these models.)
     """
-    if override and _REGISTRY not in sys.modules and not os.environ.get(_VARIABLE):
+    unset = os.environ.get(_VARIABLE, "") in ("", PACKAGE)
+    if override and unset and _REGISTRY not in sys.modules:
         os.environ[_VARIABLE] = PACKAGE
         return
     from sglang.srt.models.registry import ModelRegistry, import_model_classes
 
-    present = ModelRegistry.get_supported_archs()
     for architecture, model_class in import_model_classes(PACKAGE, strict=True).items():
-        known = ModelRegistry.models.get(architecture) if architecture in present else None
-        if known is None or (override and known.__module__.startswith("sglang.srt.models.")):
+        lacking = not ModelRegistry.is_arch_supported(architecture)
+        known = ModelRegistry.models.get(architecture)
+        if lacking or (override and known.__module__.startswith("sglang.srt.models.")):
             ModelRegistry.models[architecture] = model_class

@@ -42,10 +42,10 @@ class ArenaPrefillBudget(PrefillBudget):
         super().__init__(allocator, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
         self._demand = allocator.demand
         self._interval = self._demand.slide_interval_tokens(allocator.plan)
-        # One page per request covers the page that the prefix and the extension may share.
-        self._slack_pages = 0 if self.page_size == 1 else 1
         self.pending_pages = [self._pages(num_mixed_decode_tokens)] * len(allocator.kinds)
         self._admitted = 0
+        #: A request under way got a shorter chunk than it could use, for want of memory.
+        self._starved = False
 
     def _pages(self, tokens: float) -> int:
         return -(-int(np.ceil(tokens)) // self.page_size)
@@ -87,7 +87,8 @@ class ArenaPrefillBudget(PrefillBudget):
 
     def _make_free_now(self, tokens: int) -> bool:
         """Evict until the pass's promises and ``tokens`` more are free in every kind."""
-        more = self._pages(tokens) + (self._slack_pages if tokens else 0)
+        # Exact or a page too many: an extension may begin inside its prefix's last page.
+        more = self._pages(tokens)
         return bool(
             self.allocator.reclaim(self.tree_cache, [p + more for p in self.pending_pages])
         )
@@ -115,8 +116,8 @@ class ArenaPrefillBudget(PrefillBudget):
 
     @property
     def is_idle(self) -> bool:
-        """Nothing runs and nothing was admitted: only evicting can make room."""
-        return self._admitted == 0 and self.total_offset == 0
+        """No request holds memory and none was admitted: only evicting can make room."""
+        return self._admitted == 0 and not self.allocator.row_tokens.any()
 
     def has_capacity(self) -> bool:
         return self._fits_eventually(self.total_offset + 1, self._future_window_tokens() + 1)
@@ -133,6 +134,8 @@ class ArenaPrefillBudget(PrefillBudget):
         auxiliary_swa_host_hit_length: int = 0,
     ) -> tuple[bool, int | None]:
         now = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
+        if self._starved:  # a newcomer must not take the bytes that a half-done prompt waits for
+            return False, None
         if self.is_idle:
             if self._make_free_now(now):
                 return True, chunk_limit
@@ -172,10 +175,15 @@ class ArenaPrefillBudget(PrefillBudget):
     def fit_chunk(
         self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
     ) -> int | None:
-        """Longest next chunk of a request already under way, None: none fits this pass."""
+        """Longest next chunk of a request already under way, None: none fits this pass.
+
+        The rest of its prompt counts as promised before anybody else is admitted.
+        """
         now = min(extend_input_len, chunk_limit)
+        self.total_offset += extend_input_len - now
         if self._make_free_now(now):
             return chunk_limit
+        self._starved = True
         return self._largest_chunk_now(now) or None
 
     def reserve(
@@ -191,6 +199,6 @@ class ArenaPrefillBudget(PrefillBudget):
         self._promise(extend_input_len)
 
     def _promise(self, tokens: int) -> None:
-        more = self._pages(tokens) + self._slack_pages
+        more = self._pages(tokens)
         self.pending_pages = [pages + more for pages in self.pending_pages]
         self._admitted += 1

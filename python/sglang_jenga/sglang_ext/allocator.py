@@ -36,7 +36,7 @@ WINDOW_INDEX = 1
 
 
 class KindFace:
-    """One kind as SGLang's invariant checks look at a sub-allocator (read-only, debug paths)."""
+    """One kind as SGLang's tree and invariant checks look at a sub-allocator."""
 
     debug_mode = False
 
@@ -51,6 +51,13 @@ class KindFace:
 
     def available_size(self) -> int:
         return self._owner.core.num_available(self._kind) * self.page_size
+
+    def free_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
+        """Free this kind's slots alone. The tree frees the paired window slots by itself, in an
+        order of its own, so the pairing is not looked at here."""
+        self._owner.check_start(start_pos)
+        if free_index.numel():
+            self._owner.core.free(self._kind, self._owner.segment_pages(free_index))
 
     @property
     def free_pages(self) -> torch.Tensor:
@@ -283,7 +290,7 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         """Ids as a host array. Only error paths hand a device tensor in, and they wait for it."""
         return ids.cpu().numpy().astype(np.int64, copy=False)
 
-    def _segment_pages(self, free_index: torch.Tensor) -> IntArray:
+    def segment_pages(self, free_index: torch.Tensor) -> IntArray:
         """Small pages of a row segment that starts on a page boundary."""
         return self._host_ids(free_index[:: self.page_size]) // self.page_size
 
@@ -293,11 +300,11 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
             self._free_full_pages(np.unique(self._host_ids(free_index) // self.page_size))
 
     def free_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
-        self._check_start(start_pos)
+        self.check_start(start_pos)
         if free_index.numel():
-            self._free_full_pages(self._segment_pages(free_index))
+            self._free_full_pages(self.segment_pages(free_index))
 
-    def _check_start(self, start_pos: int) -> None:
+    def check_start(self, start_pos: int) -> None:
         if start_pos % self.page_size:
             raise ValueError(
                 f"segment start {start_pos} is not a multiple of the page size {self.page_size}"
@@ -450,18 +457,18 @@ class HybridArenaAllocator(ArenaAllocatorBase, SWATokenToKVPoolAllocator):
             self._free_window_of(np.unique(self._host_ids(free_index) // self.page_size))
 
     def free_swa_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
-        self._check_start(start_pos)
+        self.check_start(start_pos)
         if free_index.numel():
-            self._free_window_of(self._segment_pages(free_index))
+            self._free_window_of(self.segment_pages(free_index))
 
     def free_full(self, free_index: torch.Tensor) -> None:
         if free_index.numel():
             self._free_full_only(np.unique(self._host_ids(free_index) // self.page_size))
 
     def free_full_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
-        self._check_start(start_pos)
+        self.check_start(start_pos)
         if free_index.numel():
-            self._free_full_only(self._segment_pages(free_index))
+            self._free_full_only(self.segment_pages(free_index))
 
     def _free_full_only(self, pages: IntArray) -> None:
         if bool((self.translation.host[pages * self.page_size] > 0).any()):

@@ -9,7 +9,8 @@ rows and lengths are host tensors there, so the whole step is decided on the hos
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 
 def install(device_type: str) -> None:
@@ -41,11 +42,10 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
     if token_per_req != 1:
         raise RuntimeError(f"{token_per_req} tokens per request and step: speculation is refused")
     rows = batch.req_pool_indices_cpu.numpy()
-    seq_lens = batch.seq_lens_cpu.numpy()
-    if len(arena.kinds) > 1:
-        slide_windows(batch, arena, rows, seq_lens)
     try:
-        slots = arena.decode(rows, seq_lens)
+        slots = decode_step(
+            arena, batch.tree_cache, batch.reqs, rows, batch.seq_lens_cpu.numpy()
+        )
     except Exhausted as error:
         raise RuntimeError(f"arena: decode allocation failed after its check: {error}") from error
     out_cache_loc = to_device(slots, arena.torch_device)
@@ -53,14 +53,39 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         batch.req_to_token_pool.write(
             (batch.req_pool_indices, batch.seq_lens), out_cache_loc.to(torch.int32)
         )
-    for req in batch.reqs:
-        req.kv.kv_allocated_len += 1
-        req.kv.kv_committed_len += 1
     return out_cache_loc
 
 
-def slide_windows(
-    batch: ScheduleBatch, arena: ArenaAllocatorBase, rows: IntArray, seq_lens: IntArray
+def decode_step(
+    arena: ArenaAllocatorBase,
+    tree_cache: Any,
+    reqs: Sequence[Req],
+    rows: IntArray,
+    seq_lens: IntArray,
+) -> IntArray:
+    """Slide the windows that are due, then one more slot per request, all on the host.
+
+    ``rows`` and ``seq_lens`` (tokens before this step) belong to ``reqs``, in order. Returns full
+    slot ids, ``[len(reqs)]`` int64.
+
+    Raises:
+        Exhausted: ``check_decode_capacity`` was not asked or lied.
+    """
+    if len(arena.kinds) > 1:
+        _slide_windows(arena, tree_cache, reqs, rows, seq_lens)
+    slots = arena.decode(rows, seq_lens)
+    for req in reqs:
+        req.kv.kv_allocated_len += 1
+        req.kv.kv_committed_len += 1
+    return slots
+
+
+def _slide_windows(
+    arena: ArenaAllocatorBase,
+    tree_cache: Any,
+    reqs: Sequence[Req],
+    rows: IntArray,
+    seq_lens: IntArray,
 ) -> None:
     """Give back window slots of requests whose window moved far enough.
 
@@ -69,16 +94,15 @@ def slide_windows(
     due = np.flatnonzero(seq_lens >= arena.slide_at[rows])
     if not len(due):
         return
-    tree = batch.tree_cache
-    span = tree.swa_retain_window
+    span = tree_cache.swa_retain_window
     interval = arena.demand.slide_interval_tokens(arena.plan)
     release_lock = envs.SGLANG_OPT_RELEASE_PREFILL_SWA.get()
     for i in due.tolist():
-        req = batch.reqs[i]
+        req = reqs[i]
         # Under overlap scheduling the request's prefill may still be running in its first step.
         if req.decode_batch_idx < 1:
             continue
-        tree.evict_sliding_windows(req, req.seqlen - 1)
+        tree_cache.evict_sliding_windows(req, req.seqlen - 1)
         if release_lock and req.decode_batch_idx >= span:
-            tree.release_swa_prefix_lock(req)
+            tree_cache.release_swa_prefix_lock(req)
         arena.slide_at[rows[i]] = int(seq_lens[i]) + interval

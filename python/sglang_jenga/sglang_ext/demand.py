@@ -61,16 +61,23 @@ class DemandModel:
     def pages_of_longest(self, plan: ArenaPlan, num_tokens: int) -> list[int]:
         """Small pages per kind that a lone request of ``num_tokens`` needs at its worst moment.
 
-        A cached prefix pins whole tree nodes, up to one span beyond the span it needs; prefill
-        chunks shrink to a page when memory is that tight.
+        For a window kind that moment is early in decoding, with page-rounded span A, interval I:
+
+            2 A     prefix in the tree: the lock covers the span, in whole nodes of up to A tokens,
+                    and SGLang releases it once a span has been generated
+            A + I   the request's own tokens before they slide for the first time
+            2       pages: the one that prompt and output share, the one being taken
+
+        Prefill needs less: its chunks shrink to a page when memory is that tight.
         """
         full = -(-num_tokens // self.page_tokens)
         if self.span_tokens is None:
             return [full]
-        held = max(2 * self.span_tokens, self.span_tokens + self.slide_interval_tokens(plan))
         window = full
         if self.chunk_tokens is not None:
-            window = min(full, -(-held // self.page_tokens) + 2)
+            span_pages = -(-self.span_tokens // self.page_tokens)
+            interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
+            window = min(full, 3 * span_pages + interval_pages + 2)
         return [full, window]
 
     def longest_request_tokens(self, plan: ArenaPlan) -> int:

@@ -63,6 +63,13 @@ HOOKS: tuple[Hook, ...] = (
         upstream="a pool builder registry in KVCacheConfigurator",
     ),
     Hook(
+        target=f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode",
+        parameters=("self",),
+        kind="after",
+        reason="retract the last running request instead of aborting it for want of memory",
+        upstream="retract the last request while a half-done prompt can still make progress",
+    ),
+    Hook(
         target=(
             f"{_SRT}.managers.scheduler_components.internal_state"
             ".SchedulerInternalStateController._add_memory_usage"

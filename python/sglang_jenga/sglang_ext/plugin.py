@@ -92,6 +92,7 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
         f"{_SRT}.model_executor.model_runner.ModelRunner.load_model": _load_model,
         f"{configurator}.config_from_budget": _config_from_budget,
         f"{configurator}._init_pools": _init_pools,
+        f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode": _retract_decode,
         (
             f"{_SRT}.managers.scheduler_components.internal_state"
             ".SchedulerInternalStateController._add_memory_usage"
@@ -130,6 +131,12 @@ def _init_pools(original: Callable[..., Any], kvc: Any, **kwargs: Any) -> Any:
     from sglang_jenga.sglang_ext.setup import build_pools
 
     return build_pools(kvc, kwargs["sizes"])
+
+
+def _retract_decode(result: Any, batch: Any) -> Any:
+    from sglang_jenga.sglang_ext.retraction import retract_the_last_too
+
+    return retract_the_last_too(result, batch)
 
 
 def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ from sglang_jenga.core.kinds import Dependency
 
 CORE_NAME = "jenga"
 _LAST_USE = "jenga_last_use"
+_WORTHLESS = -1.0  # below every clock value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,8 @@ class ArenaTreeCore(UnifiedTreeCore):
     def __init__(self, params: Any, components: dict[ComponentType, Any]) -> None:
         self._leaf_heap: list[tuple[float, int]] = []
         self._queued: set[int] = set()
+        plan = params.token_to_kv_pool_allocator.plan
+        self._slot_bytes = [kind.slot_bytes for kind in plan.kinds]
         super().__init__(params, components)
         # Tree values are host tensors whatever the KV device is.
         self.device = torch.device("cpu")
@@ -87,7 +90,35 @@ class ArenaTreeCore(UnifiedTreeCore):
         super()._update_evictable_leaf_sets(node)
         if node in self.evictable_device_leaves and node.id not in self._queued:
             self._queued.add(node.id)
-            heapq.heappush(self._leaf_heap, (node.last_access_time, node.id))
+            heapq.heappush(self._leaf_heap, (self._worth(node), node.id))
+
+    def _worth(self, node: UnifiedTreeNode) -> float:
+        """When a leaf is due for eviction: its last use, or at once if nothing can hit it.
+
+        A leaf is hit only at its end. Once the window slots there are gone (its parent's answer
+        was evicted, say) its full slots serve no request, however recently they were used.
+        """
+        return node.last_access_time if self.can_be_hit(node) else _WORTHLESS
+
+    def can_be_hit(self, node: UnifiedTreeNode) -> bool:
+        """Whether a prompt that ends exactly at ``node`` would hit it in the window kind."""
+        window = self.components_by_type.get(ComponentType.SWA)
+        if window is None:
+            return True
+        dependency, span = window.dependency, window.sliding_window_size
+        live_tail = prefix_tokens = 0
+        unbroken = True
+        while node is not self.root_node:
+            prefix_tokens += len(node.key)
+            unbroken = unbroken and node.component_data[ComponentType.SWA].value is not None
+            if unbroken:
+                live_tail = prefix_tokens
+            elif dependency is Dependency.WINDOW:
+                break
+            if live_tail >= span:
+                return True
+            node = node.parent
+        return unbroken or is_hit(dependency, prefix_tokens, live_tail, span)
 
     def oldest_leaf(self) -> Victim | None:
         """The evictable leaf whose last use is longest ago."""
@@ -98,10 +129,10 @@ class ArenaTreeCore(UnifiedTreeCore):
             if node is None or node not in self.evictable_device_leaves:
                 heapq.heappop(heap)
                 self._queued.discard(node_id)
-            elif node.last_access_time > queued_at:
-                heapq.heapreplace(heap, (node.last_access_time, node_id))
+            elif (worth := self._worth(node)) > queued_at:
+                heapq.heapreplace(heap, (worth, node_id))
             else:
-                return Victim(node=node, last_use=node.last_access_time, is_leaf=True)
+                return Victim(node=node, last_use=queued_at, is_leaf=True)
         return None
 
     def oldest_window(self) -> Victim | None:
@@ -116,11 +147,28 @@ class ArenaTreeCore(UnifiedTreeCore):
         return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf)
 
     def oldest(self) -> Victim | None:
-        """The least recently useful piece across kinds, None when nothing is evictable."""
+        """The least valuable piece across kinds, None when nothing is evictable.
+
+        The one whose last use is longest ago, except that the window of an inner node outlives
+        older leaves while it is cheap: losing it makes every full slot before it unreachable for
+        prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
+        """
         leaf, window = self.oldest_leaf(), self.oldest_window()
         if leaf is None or window is None:
             return leaf or window
-        return window if window.last_use < leaf.last_use else leaf
+        if window.last_use >= leaf.last_use:
+            return leaf
+        return window if window.is_leaf or not self._is_cheap(window.node) else leaf
+
+    def _is_cheap(self, node: UnifiedTreeNode) -> bool:
+        """Whether a hit at ``node`` has fewer bytes in window slots than in full slots."""
+        prefix_tokens = 0
+        while node is not self.root_node:
+            prefix_tokens += len(node.key)
+            node = node.parent
+        full_bytes, window_bytes = self._slot_bytes
+        span = self.components_by_type[ComponentType.SWA].sliding_window_size
+        return prefix_tokens * full_bytes > min(prefix_tokens, span) * window_bytes
 
     def evict_window(self, node: UnifiedTreeNode) -> EvictDeviceNextNodeResult:
         """Drop the window slots of an inner node; its full slots stay."""

@@ -4,8 +4,9 @@
 >>> from sglang_jenga.tiny import build
 >>> build("gemma3", "/tmp/tiny-gemma3")  # doctest: +SKIP
 
-They have real configuration classes, real weight names and a real tokenizer, so SGLang and transformers
-load them like any other model; they speak nonsense, but a nonsense that depends on every cached token.
+They have real configuration classes, real weight names and a real tokenizer, so SGLang and
+transformers load them like any other model; they speak nonsense, but a nonsense that depends on
+every cached token.
 """
 
 from sglang_jenga.tiny.build import build

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a tiny checkpoint to a directory: once, completely, reproducibly.
 
-torch and transformers are imported only when something has to be written, so asking for a checkpoint that
-exists costs milliseconds.
+torch and transformers are imported only when something has to be written, so asking for a
+checkpoint that exists costs milliseconds.
 """
 
+import contextlib
+import copy
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -18,18 +21,18 @@ from sglang_jenga.tiny import tokenizer
 from sglang_jenga.tiny.specs import TEST, TinySpec, find_spec
 
 MANIFEST = "tiny.json"
-"""Written last. A directory with this file is complete; its fingerprint says what it was made from."""
+"""Written last, so a directory with it is complete; its fingerprint says what it was made from."""
 
 
 def build(family: str, out_dir: str | Path, *, seed: int = 0, preset: str = TEST) -> Path:
     """Build the checkpoint ``family``/``preset`` in ``out_dir`` and return ``out_dir``.
 
-    Weights are float32. A directory built from the same specification, seed, library versions and source
-    is left alone; one built from others is replaced. Concurrent builders of one directory are safe: the
-    result appears by a rename.
+    Weights are float32. A directory built from the same specification, seed, library versions and
+    source is left alone; one built from others is replaced. Concurrent builders of one directory
+    are safe: the result appears by a rename.
 
-    Raises ``ValueError`` for an unknown family or preset and ``FileExistsError`` if ``out_dir`` holds
-    something that this function did not write.
+    Raises ``ValueError`` for an unknown family or preset and ``FileExistsError`` if ``out_dir``
+    holds something that this function did not write.
     """
     out = Path(out_dir)
     spec = find_spec(family, preset)
@@ -43,8 +46,8 @@ def build(family: str, out_dir: str | Path, *, seed: int = 0, preset: str = TEST
         return out
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise FileExistsError(
-            f"{out} holds files that are not a tiny checkpoint ({MANIFEST} is missing) and will not be "
-            "overwritten; choose another directory or empty this one"
+            f"{out} holds files that are not a tiny checkpoint ({MANIFEST} is missing) and will "
+            "not be overwritten; choose another directory or empty this one"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -65,9 +68,10 @@ def _fingerprint(spec: TinySpec, seed: int) -> str:
     digest = hashlib.sha256()
     libraries = {name: metadata.version(name) for name in ("tokenizers", "torch", "transformers")}
     facts = {"spec": asdict(spec), "seed": seed, "libraries": libraries}
-    digest.update(json.dumps(facts, sort_keys=True, default=dict).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for source in sorted(Path(__file__).parent.iterdir()):
+        if source.suffix in (".py", ".txt"):
+            digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 
 
@@ -84,7 +88,9 @@ def _write_json(path: Path, value: object) -> None:
 
 def _publish(new: Path, out: Path, old: Path, manifest: object) -> None:
     """Make ``new`` appear as ``out``; another builder's equal result wins over ours."""
-    if out.exists():
+    if _read_manifest(out) == manifest:
+        return
+    with contextlib.suppress(FileNotFoundError):
         os.replace(out, old)
     try:
         os.replace(new, out)
@@ -99,7 +105,8 @@ def _write(spec: TinySpec, seed: int, directory: Path) -> None:
 
     from sglang_jenga.tiny.weights import initialise
 
-    config = AutoConfig.for_model(spec.model_type, **_copy(spec.config))
+    # A copy: configuration classes fill in and rewrite the dictionaries they are given.
+    config = AutoConfig.for_model(spec.model_type, **copy.deepcopy(dict(spec.config)))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     initialise(
         model,
@@ -113,19 +120,29 @@ def _write(spec: TinySpec, seed: int, directory: Path) -> None:
         eos_token_id=[tokenizer.EOS_ID, tokenizer.TURN_END_ID],
         pad_token_id=tokenizer.PAD_ID,
     )
-    model.save_pretrained(directory)
+    with _silent_progress():
+        model.save_pretrained(directory)
     _adapt_config(spec, directory / "config.json")
     tokenizer.save(directory, max_length_tokens=config.max_position_embeddings)
 
 
-def _copy(config: object) -> dict[str, object]:
-    """A deep copy: configuration classes fill in and rewrite the dictionaries they are given."""
-    copied: dict[str, object] = json.loads(json.dumps(config, default=dict))
-    return copied
+@contextlib.contextmanager
+def _silent_progress() -> Iterator[None]:
+    """No progress bar for writing one small file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _adapt_config(spec: TinySpec, path: Path) -> None:
-    """Rewrite what SGLang reads otherwise than transformers writes it; transformers reads both forms."""
+    """Rewrite what SGLang reads otherwise than transformers writes it; transformers reads both
+    forms."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     if spec.architecture is not None:
         settings["architectures"] = [spec.architecture]
@@ -133,8 +150,8 @@ def _adapt_config(spec: TinySpec, path: Path) -> None:
         thetas = {kind["rope_theta"] for kind in settings.pop("rope_parameters").values()}
         if len(thetas) != 1:
             raise ValueError(
-                f"{spec.family} has RoPE bases {sorted(thetas)}, and one rope_theta cannot say that; "
-                "drop legacy_rope from its spec"
+                f"{spec.family} has RoPE bases {sorted(thetas)}, and one rope_theta cannot say "
+                "that; drop legacy_rope from its spec"
             )
         settings["rope_theta"] = thetas.pop()
     _write_json(path, settings)

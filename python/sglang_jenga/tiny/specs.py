@@ -2,9 +2,9 @@
 """What each tiny checkpoint looks like: one transformers configuration per family and preset.
 
 Every family keeps the layer pattern of the model it is named after, because the pattern is what the
-memory system sees. Only sizes shrink: a window of 32 to 64 tokens, so that a prompt of a few hundred
-tokens is many windows long. Windows differ between families and are no multiple of each other, so that code
-which confuses one constant with another fails somewhere.
+memory system sees. Only sizes shrink: a window of 32 to 64 tokens, so that a prompt of a few
+hundred tokens is many windows long. Windows differ between families, and 40 and 48 are no powers
+of two, so that code which confuses one constant with another fails somewhere.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,15 @@ class TinySpec:
         preset: ``test``, ``demo`` or ``bench``.
         model_type: transformers' name of the configuration class.
         config: keyword arguments of that class.
-        architecture: the class SGLang must serve, where it differs from transformers' name (Llama 4: SGLang's
-            ``Llama4ForCausalLM`` cannot load experts; its multimodal class loads text-only checkpoints).
+        architecture: the class SGLang must serve, where it differs from transformers' name
+            (Llama 4: SGLang's ``Llama4ForCausalLM`` cannot load experts; its multimodal class
+            loads text-only checkpoints).
         legacy_rope: write ``rope_theta`` as the published checkpoints of the family do, instead of
-            transformers 5's nested ``rope_parameters``, where SGLang has its own configuration class
-            that reads only the former (OLMo-3).
-        embedding_std: standard deviation of one embedding element; ``hidden_size ** -0.5`` for families
-            that multiply embeddings by ``sqrt(hidden_size)``, so that the residual stream starts at 1.
+            transformers 5's nested ``rope_parameters``, where SGLang has its own configuration
+            class that reads only the former (OLMo-3).
+        embedding_std: standard deviation of one embedding element; ``hidden_size ** -0.5`` for
+            families that multiply embeddings by ``sqrt(hidden_size)``, so that the residual stream
+            starts at 1.
     """
 
     family: str
@@ -45,7 +47,8 @@ class TinySpec:
 
 
 def layer_types(*, layers: int, local: str, period: int, full_first: bool = False) -> list[str]:
-    """``period - 1`` local layers for one full layer; the full one comes last in a period, or first."""
+    """``period - 1`` local layers for one full layer; the full one comes last in a period, or
+    first."""
     full_at = 0 if full_first else period - 1
     return [FULL if i % period == full_at else local for i in range(layers)]
 
@@ -57,8 +60,8 @@ COMMON: Mapping[str, object] = {
     "eos_token_id": EOS_ID,
     "max_position_embeddings": 4096,
 }
-# Eight query heads' worth of grouping at the smallest price; 64 is the smallest head that FlashInfer serves,
-# so the same checkpoints run on a GPU.
+# Grouped queries, and 64 because it is the smallest head that FlashInfer serves: the same
+# checkpoints run on a GPU.
 SMALL: Mapping[str, object] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -85,7 +88,8 @@ BENCH_SIZE: Mapping[str, object] = {
 
 
 def _llama(preset: str, size: Mapping[str, object], layers: int) -> TinySpec:
-    """Llama 3.1: full attention everywhere. The control: nothing to gain, so nothing may be lost."""
+    """Llama 3.1: full attention everywhere. The control: nothing to gain, so nothing may be
+    lost."""
     rope = {
         "rope_type": "llama3",
         "rope_theta": 500_000.0,
@@ -99,8 +103,8 @@ def _llama(preset: str, size: Mapping[str, object], layers: int) -> TinySpec:
 
 
 def _gemma2() -> TinySpec:
-    """Gemma 2: windows in every other layer, attention scores soft-capped. The cap is 4, not 50, so that
-    a backend which ignores it gives other outputs."""
+    """Gemma 2: windows in every other layer, attention scores soft-capped. The cap is 4, not 50, so
+    that a backend which ignores it gives other outputs."""
     config = {
         **COMMON,
         **SMALL,
@@ -142,14 +146,15 @@ def _gemma3(preset: str, size: Mapping[str, object], layers: int, window: int) -
 
 
 def _gemma4() -> TinySpec:
-    """Gemma 4: full layers have other heads than window layers (1 x 128, the K projection reused as V, against
-    2 x 64), the last four layers reuse the K/V of an earlier layer, and every layer has its own token
-    embedding. No published size has all of it: the small ones share, the large ones differ in heads.
+    """Gemma 4: full layers have other heads than window layers (1 x 128, the K projection reused as
+    V, against 2 x 64), the last four layers reuse the K/V of an earlier layer, and every layer has
+    its own token embedding. No published size has all of it: the small ones share, the large ones
+    differ in heads.
 
     Published checkpoints are multimodal; this one is the text model alone, which SGLang serves as
-    ``Gemma4ForCausalLM`` but whose configuration it does not adapt. So the configuration is written in the
-    form SGLang adapts others to: base attributes describe full layers, ``swa_*`` describe window layers, and
-    transformers reads the same facts from ``per_layer_config``.
+    ``Gemma4ForCausalLM`` but whose configuration it does not adapt. So the configuration is written
+    in the form SGLang adapts others to: base attributes describe full layers, ``swa_*`` describe
+    window layers, and transformers reads the same facts from ``per_layer_config``.
     """
     layers = 8
     types = layer_types(layers=layers, local=WINDOW, period=4)
@@ -211,9 +216,9 @@ def _gpt_oss(
 
 
 def _llama4() -> TinySpec:
-    """Llama 4 (Maverick's text model): three chunk-local layers with RoPE for one full layer without, a
-    mixture of experts in every other layer. ``floor_scale`` is small, so that the temperature of the full
-    layers changes within a test prompt."""
+    """Llama 4 (Maverick's text model): three chunk-local layers with RoPE for one full layer
+    without, a mixture of experts in every other layer. ``floor_scale`` is small, so that the
+    temperature of the full layers changes within a test prompt."""
     config = {
         **COMMON,
         **SMALL,
@@ -254,7 +259,8 @@ def _ministral() -> TinySpec:
 
 
 def _cohere2() -> TinySpec:
-    """Command R7B: three window layers with RoPE for one full layer without; attention and MLP side by side."""
+    """Command R7B: three window layers with RoPE for one full layer without; attention and MLP side
+    by side."""
     config = {
         **COMMON,
         **SMALL_SQUARE,
@@ -268,7 +274,8 @@ def _cohere2() -> TinySpec:
 
 
 def _olmo3() -> TinySpec:
-    """OLMo 3: three window layers for one full layer; Q and K normalised over all heads together."""
+    """OLMo 3: three window layers for one full layer; Q and K normalised over all heads
+    together."""
     config = {
         **COMMON,
         **SMALL_SQUARE,
@@ -300,7 +307,7 @@ _ALL = (
     _llama(BENCH, BENCH_SIZE, layers=6),
     _gemma2(),
     _gemma3(TEST, {}, layers=6, window=32),
-    # 12 window layers against 2 full ones, and two query heads' worth more KV: where a static split hurts.
+    # 12 window layers against 2 full ones, with twice the KV heads: where a static split hurts.
     _gemma3(DEMO, {"num_key_value_heads": 4}, layers=14, window=64),
     _gemma3(BENCH, BENCH_SIZE, layers=12, window=512),
     _gemma4(),

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random weights under which a tiny model behaves enough like a trained one to test with.
 
-A freshly initialised transformer is a bad test subject: its attention is nearly uniform, its residual stream
-is nearly the last token's embedding, and its greedy output is one token for ever, whatever the KV cache
-holds. A wrong page would go unnoticed. Four properties are set instead, each by one number below:
+A freshly initialised transformer is a bad test subject: its attention is nearly uniform, its
+residual stream is nearly the last token's embedding, and its greedy output is one token for ever,
+whatever the KV cache holds. A wrong page would go unnoticed. Four properties are set instead, each
+by one number below:
 
-* Attention is sharp. Scores (before softmax) have standard deviation ``SCORE_STD``, so a few of hundreds of
-  keys, near or far, take most of the weight. Where a model normalises Q and K the number goes into the norm
-  weights, elsewhere into the projections.
-* Attention matters. A sharp average of values is smaller than one value; ``ATTENTION_GAIN`` in the output
-  projection makes it as large as the residual stream it joins. Every layer of every kind counts.
-* The last token does not win. With tied embeddings the stream's own token would score highest for ever;
-  random signs on the final norm decorrelate reading from writing. (An untied head is independent anyway.)
-* Logits are spread. ``LOGIT_STD`` makes typical top-1 margins about one logit, a million times float32's
-  rounding and well inside Gemma's soft cap. Rows of special and unprintable tokens are shrunk, so that
-  they are never the answer unless a grammar demands them.
+* Attention is sharp. Scores (before softmax) have standard deviation ``SCORE_STD``, so a few of
+  hundreds of keys, near or far, take most of the weight. Where a model normalises Q and K the
+  number goes into the norm weights, elsewhere into the projections.
+* Attention matters. A sharp average of values is smaller than one value; ``ATTENTION_GAIN`` in the
+  output projection makes it as large as the residual stream it joins. Every layer of every kind
+  counts.
+* The last token does not win. With tied embeddings the stream's own token would score highest for
+  ever; random signs on the final norm decorrelate reading from writing. (An untied head is
+  independent anyway.)
+* Logits are spread. ``LOGIT_STD`` makes the typical top-1 margin half a logit: thousands of times
+  what two float32 implementations of one model differ by (1e-4), and well inside Gemma's soft cap.
+  Rows of special and unprintable tokens are shrunk, so that they are never the answer unless a
+  grammar demands them.
 
-Each tensor has its own generator, seeded by the seed and the tensor's name: adding a layer changes no other.
+Each tensor has its own generator, seeded by the seed and the tensor's name: adding a layer changes
+no other.
 """
 
 import hashlib
@@ -31,7 +36,8 @@ MLP_GAIN = 2.0
 LOGIT_STD = 3.0
 NORM_JITTER = 0.1
 SINK_MEAN = 6.0
-"""Near the log-sum-exp of a window's scores: a sink then takes a share that no test can overlook."""
+"""Near the log-sum-exp of a window's scores: a sink then takes a share that no test can
+overlook."""
 QUIET_SCALE = 0.05
 
 _PRE_NORM_WEIGHT_OFFSET = {"gemma2": 1.0, "gemma3_text": 1.0}
@@ -53,8 +59,8 @@ def initialise(
 ) -> None:
     """Overwrite every parameter of a transformers causal language model, in place.
 
-    Raises ``ValueError`` for a parameter that no rule covers: a new architecture must be thought about,
-    not filled with whatever its constructor left there.
+    Raises ``ValueError`` for a parameter that no rule covers: a new architecture must be thought
+    about, not filled with whatever its constructor left there.
     """
     plan = _Plan(model, embedding_std)
     with torch.no_grad():
@@ -83,7 +89,8 @@ class _Plan:
         self._norm_offset = _PRE_NORM_WEIGHT_OFFSET.get(config.model_type, 0.0)
         self._attention = {n: m for n, m in model.named_modules() if hasattr(m, "q_proj")}
         tied = config.tie_word_embeddings
-        # With a tied head, logits = final norm x embeddings, so the norm carries the scale and the signs.
+        # With a tied head, logits = final norm x embeddings, so the norm carries the scale and the
+        # signs.
         self._tied = tied
         self._head_std = embedding_std if tied else LOGIT_STD / math.sqrt(self._hidden)
         logit_scale = getattr(config, "logit_scale", 1.0)
@@ -130,7 +137,7 @@ class _Plan:
         return scale - self._norm_offset
 
     def _query_key_scale(self, attention: str) -> float:
-        """What Q and K must each measure for scores of ``SCORE_STD``: score = scaling * sum over head_dim."""
+        """How large Q and K must each be for scores of standard deviation ``SCORE_STD``."""
         module = self._attention[attention]
         return math.sqrt(SCORE_STD / (module.scaling * math.sqrt(module.head_dim)))
 

@@ -4,10 +4,11 @@
 | module | what it holds |
 | --- | --- |
 | `platform` | the platform class which SGLang asks about the device |
-| `patches` | the table of SGLang functions that need a GPU, their replacements' wiring and checks |
+| `patches` | the table of SGLang functions that need a GPU, their replacements and the checks |
+| `model_patches` | the table of model modules that rely on a GPU kernel's side effect |
 | `ops` | the replacements, in torch |
 | `resolution` | server arguments: what this device needs, and what it must refuse |
-| `plugin` | the entry point that installs the two above |
+| `plugin` | the entry point that installs the tables |
 """
 
 import os
@@ -19,10 +20,10 @@ ENTRY_POINT = "portable_cpu"
 
 
 def activate() -> str | None:
-    """The platform's class path, or None where this platform is not wanted (group `sglang.srt.platforms`).
+    """Entry point of group `sglang.srt.platforms`: the platform's class path, or None if unwanted.
 
-    Not wanted: any accelerator is usable (hide it, for example with CUDA_VISIBLE_DEVICES="", to serve
-    on the CPU), or the in-tree CPU engine was asked for with SGLANG_USE_CPU_ENGINE=1.
+    Unwanted means: an accelerator is usable (hide it, for example with CUDA_VISIBLE_DEVICES="", to
+    serve on the CPU), or the in-tree CPU engine was asked for with SGLANG_USE_CPU_ENGINE=1.
     """
     if torch.accelerator.is_available() or os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None

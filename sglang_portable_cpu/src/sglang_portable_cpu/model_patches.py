@@ -21,7 +21,7 @@ class ModelPatch:
     """A forward hook on one submodule of every instance of a class."""
 
     class_path: str
-    """`module:Class`, compared with the classes of the loaded model; never imported for its own sake."""
+    """`module:Class`, compared with the classes of the loaded model; never imported for this."""
     submodule: str
     """Attribute of the instance; None on an instance means that there is nothing to fix."""
     hook: Callable[..., Any]
@@ -48,8 +48,8 @@ MODEL_PATCHES: tuple[ModelPatch, ...] = (
         class_path="sglang.srt.models.llama4:Llama4Attention",
         submodule="rotary_emb",
         hook=write_back_rotated,
-        reason="Llama-4 drops the result of rotary_emb and counts on the kernel to rotate in place; "
-        "torch returns new tensors, so without this no key or query would be rotated.",
+        reason="Llama-4 drops the result of rotary_emb and counts on the kernel to rotate in "
+        "place; torch returns new tensors, so without this no key or query is rotated.",
         removable_when="Llama4Attention.forward uses what rotary_emb returns, as it does on NPU.",
     ),
 )

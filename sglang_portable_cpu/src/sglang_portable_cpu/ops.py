@@ -44,17 +44,17 @@ def moe_forward(
     topk_output: Any,
     moe_runner_config: Any,
 ) -> torch.Tensor:
-    """SGLang's torch experts, with the router weight on the input where the model wants it (Llama-4).
+    """SGLang's torch experts, with the router weight on their input where the model wants that.
 
-    `x` is `[tokens, hidden]`. One expert per token: with more, each would need its own scaled input.
+    `x` is `[tokens, hidden]`. One expert per token: more would each need their own scaled input.
     """
     if not moe_runner_config.apply_router_weight_on_input:
         return original(layer, x, topk_output, moe_runner_config)
     weights = topk_output.topk_weights
     if weights.shape[1] != 1:
         raise NotImplementedError(
-            f"the router weight goes on the input of {weights.shape[1]} experts per token, but this "
-            "platform computes that for 1 expert per token only."
+            f"the router weight goes on the input of {weights.shape[1]} experts per token, but "
+            "sglang-portable-cpu computes that for 1 expert per token only."
         )
     return original(
         layer,

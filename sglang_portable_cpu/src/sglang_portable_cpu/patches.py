@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one table of SGLang functions that this platform replaces, how, and why.
 
-SGLang's HookRegistry installs the hooks and only logs a failure. So the table is checked three times,
-and a mismatch stops the server: the symbols and their parameters when the plugin loads (`register`),
-that the hooks took effect when the arguments are resolved and again in the worker that loaded the
-model (`require_installed`).
+SGLang's HookRegistry installs the hooks and only logs a failure. So the table is checked three
+times, and a mismatch stops the server: the symbols and their parameters when the plugin loads
+(`register`), that the hooks took effect when the arguments are resolved, and the same again in the
+worker that loaded the model (`require_installed`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sglang_portable_cpu import ENTRY_POINT, ops
 
 
 class PatchError(RuntimeError):
-    """This SGLang is not the one the patch table was written for, or a patch did not take effect."""
+    """The patch table does not fit this SGLang, or a patch did not take effect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ PATCHES: tuple[Patch, ...] = (
         parameters=("layer", "x", "topk_output", "moe_runner_config"),
         hook=ops.moe_forward,
         wraps=True,
-        reason="Llama-4 puts the router weight on the expert's input, which the torch experts refuse.",
+        reason="Llama-4 puts the router weight on the input, which the torch experts refuse.",
         removable_when="moe_forward_native handles apply_router_weight_on_input.",
     ),
     Patch(
@@ -67,7 +67,7 @@ PATCHES: tuple[Patch, ...] = (
         parameters=None,
         hook=ops.pin_memory,
         wraps=False,
-        reason="A CUDA build of torch without a driver raises, and SGLang pins in prepare_for_decode.",
+        reason="SGLang pins in prepare_for_decode; CUDA builds of torch raise without a driver.",
         removable_when="SGLang asks is_pin_memory_available before it pins.",
     ),
 )
@@ -76,7 +76,7 @@ _originals: dict[str, Callable[..., Any]] = {}
 
 
 def register() -> None:
-    """Check the table against this SGLang and hand it to HookRegistry, which applies it afterwards."""
+    """Check the table against this SGLang and hand it to HookRegistry, which applies it later."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     found = {patch.target: _find(patch) for patch in PATCHES}
@@ -92,15 +92,15 @@ def require_installed() -> None:
         original = _originals.get(patch.target)
         if original is None:
             raise PatchError(
-                f"sglang-portable-cpu is the platform, but its plugin '{ENTRY_POINT}' did not load, "
-                f"so {patch.target} would reach a GPU kernel. Either SGLANG_PLUGINS leaves it out "
-                f"(add {ENTRY_POINT}), or it failed: the log line 'Failed to execute general plugin: "
-                f"{ENTRY_POINT}' above says why."
+                f"sglang-portable-cpu is the platform, but its plugin '{ENTRY_POINT}' did not "
+                f"load, so {patch.target} would reach a GPU kernel. Either SGLANG_PLUGINS leaves "
+                f"it out (add {ENTRY_POINT}), or it failed: the log line 'Failed to execute "
+                f"general plugin: {ENTRY_POINT}' above says why."
             )
         if pkgutil.resolve_name(patch.target) is original:
             raise PatchError(
-                f"the replacement of {patch.target} is registered but not in effect: {patch.reason} "
-                "The log line 'Failed to apply hooks to' above says why."
+                f"the replacement of {patch.target} is registered but not in effect. It matters: "
+                f"{patch.reason} The log line 'Failed to apply hooks to' above says why."
             )
 
 

@@ -18,6 +18,10 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     _enum = PlatformEnum.OOT
 
+    def get_device(self, device_id: int = 0) -> str:
+        # A name, as SRTPlatform declares: --device defaults to it and is parsed as one.
+        return "cpu"
+
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
@@ -34,16 +38,16 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return torch.profiler.ProfilerActivity.CPU
 
     def init_backend(self) -> None:
-        # SGLang decorates small functions with torch.compile for the GPU's sake. Here a compile needs
-        # a C++ compiler, which a plain machine may lack, and takes longer than the calls it serves.
+        # SGLang decorates small functions with torch.compile for the GPU's sake. Here a compile
+        # needs a C++ compiler, which a plain machine may lack, and outlasts the calls it serves.
         torch.compiler.set_stance("force_eager")
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Runs in the main process: an error here is a clean refusal to start."""
+        """Runs in the main process, where an error is a clean refusal to start."""
         patches.require_installed()
         resolution.apply_defaults(server_args)
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Runs in the worker, before the first forward: SGLang only logs a hook that failed there."""
+        """Runs in the worker before the first forward: there SGLang only logs a failed hook."""
         patches.require_installed()
         model_patches.apply(model)

@@ -57,7 +57,7 @@ def _admit_exaone(server_args: Any, previous: Callable[[Any], None]) -> None:
 
 
 def _check_torch_native(server_args: Any, previous: Callable[[Any], None]) -> None:
-    """Make stock torch_native right where it can be, say where it is not, refuse where it crashes."""
+    """Make stock torch_native right where it can be, and say or refuse where it cannot."""
     from sglang.srt.arg_groups.overrides import (
         attention_backends_of,
         declare_resolution,
@@ -70,33 +70,44 @@ def _check_torch_native(server_args: Any, previous: Callable[[Any], None]) -> No
         model = model_config_of(server_args)
         name = model.hf_config.architectures[0]
         if model.has_attention_sinks:
+            raise ValueError(_refusal(name, "has attention sinks, which it does not take"))
+        if model.is_hybrid_swa_compress:
             raise ValueError(
-                f"{name} has attention sinks, which the attention backend {_BACKEND} does not take. "
-                "Choose one that does with --attention-backend; stock SGLang has none for a plain CPU."
+                _refusal(
+                    name,
+                    "has window layers of another shape than its full layers, whose own pool it "
+                    "reads through the wrong indices",
+                )
             )
         if model.is_hybrid_swa and not view.disable_hybrid_swa_memory:
             logger.warning(
-                "%s: sliding-window layers get full-length KV (--disable-hybrid-swa-memory), because "
-                "the attention backend %s reads their own pool through the wrong indices.",
+                "%s: sliding-window layers get full-length KV (--disable-hybrid-swa-memory): the "
+                "attention backend %s reads a pool of their own through the wrong indices.",
                 name,
                 _BACKEND,
             )
             declare_resolution(server_args, _SOURCE, disable_hybrid_swa_memory=True)
-        for wrong in _computed_wrong(model):
-            logger.warning("%s: %s ignores %s; outputs will differ.", name, _BACKEND, wrong)
+        for ignored in _ignored_by_torch_native(model):
+            logger.warning("%s: %s ignores %s; outputs will differ.", name, _BACKEND, ignored)
     previous(server_args)
 
 
-def _computed_wrong(model: Any) -> list[str]:
-    text = model.hf_text_config
-    wrong = []
-    cap = getattr(text, "attn_logit_softcapping", None)
+def _refusal(model_name: str, why: str) -> str:
+    return (
+        f"the attention backend {_BACKEND} cannot serve {model_name}: the model {why}. Choose "
+        "another --attention-backend; stock SGLang has none for a plain CPU, a plugin may add one."
+    )
+
+
+def _ignored_by_torch_native(model: Any) -> list[str]:
+    ignored = []
+    cap = getattr(model.hf_text_config, "attn_logit_softcapping", None)
     if cap:
-        wrong.append(f"the attention logit soft cap of {cap}")
+        ignored.append(f"the attention logit soft cap of {cap}")
     chunk_tokens = model.attention_chunk_size
     if chunk_tokens is not None and model.context_len > chunk_tokens:
-        wrong.append(
-            f"the attention chunks of {chunk_tokens} tokens (limit --context-length to "
-            f"{chunk_tokens} to stay exact)"
+        ignored.append(
+            f"the attention chunks of {chunk_tokens} tokens (--context-length {chunk_tokens} stays "
+            "exact)"
         )
-    return wrong
+    return ignored

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+# Two commands matter: `make demo` and `make test`. `make help` lists the rest.
+
+VENV   ?= .venv
+PYTHON ?= python3
+MODEL  ?=
+ARGS   ?=
+
+PY := $(VENV)/bin/python
+# Written after a complete set-up. Its name changes with this directory, because the editable
+# installs in $(VENV) point here.
+STAMP := $(VENV)/.sglang-jenga-$(shell pwd | cksum | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-gpu identity check format bench-kernels bench-capacity \
+	bench-host-cost bench-serving clean
+
+help: ## list the commands
+	@echo "make demo    set up once, then serve a tiny model from one arena and talk to it"
+	@echo "make test    set up once, then run the CPU tests"
+	@echo
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' \
+		| awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+	@echo
+	@echo "Variables: MODEL (a model path or id, for demo), ARGS (more flags for the command behind),"
+	@echo "           VENV (environment, default .venv), PYTHON (interpreter to make it with)"
+
+$(STAMP): pyproject.toml sglang_portable_cpu/pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+		echo "set-up failed: there is no $(PYTHON) on this machine"; \
+		echo "What to do: install Python 3.11 or newer (apt install python3 python3-venv), or name" \
+			"one: make demo PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) scripts/make_env.py "$(VENV)" "$(STAMP)"
+
+env: $(STAMP) ## set up the environment only
+
+demo: $(STAMP) ## the two-minute tour; MODEL=path serves your model, ARGS="..." adds server flags
+	@$(PY) -m sglang_jenga.demo $(if $(MODEL),--model "$(MODEL)") -- $(ARGS)
+
+test: $(STAMP) ## the CPU test set
+	@$(PY) -m pytest -m "not gpu and not matrix" $(ARGS)
+	@if [ -e /dev/nvidiactl ]; then why="this is the CPU set: make test-gpu runs them here"; \
+		else why="this machine has no NVIDIA device (/dev/nvidiactl is missing)"; fi; \
+		echo "GPU tests (tests/gpu): not run, $$why."; \
+		echo "Full identity matrix: not run, it has its own command: make identity."
+
+test-gpu: $(STAMP) ## kernels and a server on CUDA; reports "not run" elsewhere
+	@$(PY) -m pytest -m gpu tests/gpu $(ARGS)
+
+identity: $(STAMP) ## outputs equal stock SGLang's: every model, every feature (long)
+	@$(PY) -m pytest -m matrix tests $(ARGS)
+
+check: $(STAMP) ## lint, format and type checks
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(STAMP) ## rewrite the sources to the one format
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+bench-kernels: $(STAMP) ## attention kernels on arena views against contiguous pools (CUDA)
+	@$(PY) benchmark/kernels/run.py $(ARGS)
+
+bench-capacity: $(STAMP) ## how many requests the same bytes hold
+	@$(PY) benchmark/capacity/run.py $(ARGS)
+
+bench-host-cost: $(STAMP) ## microseconds of host work per step
+	@$(PY) benchmark/host_cost/run.py $(ARGS)
+
+bench-serving: $(STAMP) ## stock and jenga servers under one workload
+	@$(PY) benchmark/serving/run.py $(ARGS)
+
+clean: ## remove what demo and tests wrote (not the environment)
+	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

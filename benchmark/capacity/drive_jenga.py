@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay a request stream through the classes that a jenga server runs, inside the neutral judge.
+
+    drive_jenga.py --judge DIR --model gemma3-27b --stream mooncake_conv -n 400
+
+DIR (or the environment variable JUDGE_DIR) holds the judge's ``common.py``: model geometries,
+streams, the continuous-batching loop and the metrics, the same for every manager it scores. This
+file only translates between that loop and the server's classes, none of which is replaced:
+
+* ``ArenaReqToTokenPool``, ``ArenaKVPool`` / ``ArenaHybridKVPool``, ``UniformArenaAllocator`` /
+  ``HybridArenaAllocator`` over the ``ArenaPlan`` of the model's true geometry and budget. The
+  buffer lies on torch's "meta" device: slot ids live on the host, so no byte needs to exist.
+* ``ArenaRadixCache`` on ``ArenaTreeCore``, built through the factory that the server's registry
+  calls, and SGLang's own ``Req``: match is ``Req.init_next_round_input``, publishing a chunk is
+  ``checkpoint_kv_cache``, end and retraction are ``release_kv_cache``.
+* a step asks ``check_decode_capacity``, then ``decode_step`` (what the server's decode hook calls).
+  Prefill goes through one ``ArenaPrefillBudget`` per step, as SGLang's PrefillAdder drives it:
+  ``fit_chunk`` for a request under way, ``check_prefill`` for a new one, ``reserve`` for both, and
+  then one allocation for the whole batch.
+
+Admission reserves no output tokens (the judge's rule for every peer: the whole prompt must fit).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import types
+from array import array
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import numpy as np
+import torch
+
+torch.set_num_threads(1)
+# Pools ask torch for the module of their device; "meta" has none of its own.
+torch._register_device_module("meta", types.ModuleType("torch.meta"))
+logging.disable(logging.WARNING)
+
+
+def add_judge_to_path(argv: list[str]) -> None:
+    """Put the directory of the judge's ``common.py`` first on the module path."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--judge", default=os.environ.get("JUDGE_DIR", ""))
+    known, _ = parser.parse_known_args(argv)
+    if not (Path(known.judge or "/nonexistent") / "common.py").is_file():
+        sys.exit(
+            f"--judge {known.judge or '(not given)'}: no common.py there. Give the directory of "
+            "the judge with --judge DIR or JUDGE_DIR=DIR."
+        )
+    sys.path.insert(0, str(Path(known.judge).resolve()))
+
+
+add_judge_to_path(sys.argv[1:])
+
+from common import Peer, SReq, Timers, make_parser, run_one
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
+from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+from sglang.srt.runtime_context import publish, reset_context
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import ServerArgs
+from sglang_jenga.arena.buffer import ArenaBuffer
+from sglang_jenga.core.geometry import plan_arena
+from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.sglang_ext import plugin
+from sglang_jenga.sglang_ext.allocator import HybridArenaAllocator, UniformArenaAllocator
+from sglang_jenga.sglang_ext.decode import decode_step
+from sglang_jenga.sglang_ext.demand import DemandModel
+from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
+from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
+from sglang_jenga.sglang_ext.radix import build_radix_cache
+from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+
+PEER, MODES = "jenga", ("default",)
+DTYPE = torch.bfloat16
+DEPENDENCY = {"full": Dependency.FULL, "swa": Dependency.WINDOW, "chunk": Dependency.CHUNKED}
+
+
+def kinds_of(model: Any) -> ModelKinds:
+    """The judge's geometry as the layers that the plugin would read off the built model."""
+    unknown = sorted({group.kind for group in model.groups} - set(DEPENDENCY))
+    if unknown:
+        sys.exit(
+            f"model {model.name} has layers of kind {', '.join(unknown)}: the arena does not serve "
+            f"them yet, only {', '.join(DEPENDENCY)}"
+        )
+    layers = []
+    for group in model.groups:
+        for _ in range(group.layers):
+            layers.append(
+                AttentionLayer(
+                    layer_id=len(layers),
+                    num_kv_heads=group.heads,
+                    k_head_dim=group.head_dim,
+                    v_head_dim=group.head_dim,
+                    dependency=DEPENDENCY[group.kind],
+                    span_tokens=group.window or None,
+                )
+            )
+    return group_layers(layers)
+
+
+class JengaPeer(Peer):
+    """The judge's view of one jenga server. Times are host seconds spent in its classes."""
+
+    def __init__(self, model: Any, budget: int, args: Any, opts: dict[str, str]) -> None:
+        self.model, self.budget, self.timers = model, budget, Timers()
+        self.kinds = kinds_of(model)
+        reset_context()
+        server_args = ServerArgs(model_path="dummy", device="cpu", page_size=1)
+        publish(server_args, role="tokenizer")
+        plugin.load()
+        self.plan = plan_arena(self.kinds.specs(DTYPE), arena_bytes=budget, page_tokens=1)
+        demand = DemandModel(
+            page_tokens=1, span_tokens=self.kinds.span_tokens, chunk_tokens=args.token_budget
+        )
+        self.req_pool = ArenaReqToTokenPool(
+            min(args.max_seqs, 512), model.max_len + 64, "cpu", enable_memory_saver=False
+        )
+        buffer = ArenaBuffer(self.plan, "meta")
+        if self.kinds.window:
+            pool: Any = ArenaHybridKVPool(buffer, self.kinds, DTYPE)
+            allocator: Any = HybridArenaAllocator
+        else:
+            pool = ArenaKVPool(buffer, self.plan.kinds[0], self.kinds.full, DTYPE)
+            allocator = UniformArenaAllocator
+        self.arena = allocator(self.plan, pool, self.req_pool, demand, DTYPE, "cpu")
+        self.tree = build_radix_cache(
+            TreeCacheBuildContext(
+                server_args=server_args,
+                params=CacheInitParams(
+                    disable=False,
+                    req_to_token_pool=self.req_pool,
+                    token_to_kv_pool_allocator=self.arena,
+                    page_size=1,
+                    sliding_window_size=self.kinds.span_tokens,
+                    chunked_prefill_size=args.token_budget,
+                ),
+                is_hybrid_swa=bool(self.kinds.window),
+                is_hybrid_ssm=False,
+                enable_hierarchical_cache=False,
+                disable_radix_cache=False,
+                tp_worker=None,
+                model_config=None,
+                tp_size=1,
+                tp_rank=0,
+                tp_group=None,
+            )
+        )
+        self.running: list[SReq] = []
+        self.decoded: set[int] = set()
+        self.batch: list[SReq] = []
+        self.pass_budget: Any = None
+        self.admitted = False
+        self.samples: list[tuple[int, int, int]] = []
+        self.setup_info = {
+            "plan": self.plan.describe(),
+            "explanation": self.plan.explanation,
+            "geometry": self.plan.geometry,
+            "large_page_bytes": self.plan.large_page_bytes,
+            "num_large_pages": self.plan.num_large_pages,
+            "slide_interval_tokens": demand.slide_interval_tokens(self.plan),
+            "longest_request_tokens": demand.longest_request_tokens(self.plan),
+        }
+
+    # ---- decode ----------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        self.decoded.clear()
+        self.batch.clear()
+        self.pass_budget = None
+        due = [r for r in self.running if r.n_out > 0 and r.computed == r.seq_len - 1]
+        if due:
+            self._decode(due, "decode_batch")
+
+    def _decode(self, due: list[SReq], timer: str) -> bool:
+        """One more token for each of ``due``, all or nothing."""
+        start = time.perf_counter()
+        reqs = [r.peer for r in due]
+        fits = self.arena.check_decode_capacity(
+            num_tokens=len(reqs), tree_cache=self.tree, requests=reqs
+        )
+        if fits:
+            rows = np.array([req.kv.req_pool_idx for req in reqs], dtype=np.int64)
+            lens = np.array([req.kv.kv_committed_len for req in reqs], dtype=np.int64)
+            decode_step(self.arena, self.tree, reqs, rows, lens)
+            for r, req in zip(due, reqs, strict=True):
+                req.decode_batch_idx += 1
+                self.decoded.add(r.idx)
+        self.timers.add(timer, time.perf_counter() - start)
+        return bool(fits)
+
+    # ---- prefill ---------------------------------------------------------------------------
+
+    def _budget(self) -> Any:
+        """The budget of this step's prefill pass."""
+        if self.pass_budget is None:
+            self.pass_budget = self.arena.create_prefill_budget(self.tree)
+        return self.pass_budget
+
+    def chunk_limit(self, r: SReq, n: int, hit: int | None = None) -> int:
+        """Tokens of ``r`` to compute now; the server's admission may shorten a chunk."""
+        if hit is not None:
+            return self._check(r, n, hit)
+        if r.idx in self.decoded or self._decodes(r):
+            return n
+        start = time.perf_counter()
+        limit = self._budget().fit_chunk(
+            extend_input_len=r.seq_len - r.computed, max_new_tokens=0, chunk_limit=n
+        )
+        self.timers.add("fit_chunk", time.perf_counter() - start)
+        return min(n, limit or 0)
+
+    def _check(self, r: SReq, n: int, hit: int) -> int:
+        """Ask admission for a newcomer, with its prefix pinned; the answer is for :meth:`admit`."""
+        start = time.perf_counter()
+        lock = self.tree.lock(r.peer.last_node)
+        extend = r.seq_len - hit
+        self.admitted, limit = self._budget().check_prefill(
+            extend_input_len=extend,
+            total_tokens=extend + 1,
+            max_new_tokens=0,
+            input_tokens=r.seq_len,
+            swa_host_hit_length=0,
+            chunk_limit=n,
+        )
+        if self.admitted:
+            r.peer.lock = lock
+        else:
+            self.tree.unlock(lock)
+        self.timers.add("admit", time.perf_counter() - start)
+        return n if limit is None else min(n, limit)
+
+    @staticmethod
+    def _decodes(r: SReq) -> bool:
+        return r.n_out > 0 and r.computed == r.seq_len - 1
+
+    def match(self, r: SReq) -> int:
+        if r.peer is None:
+            r.peer = Req(
+                rid=str(r.idx),
+                origin_input_text="",
+                origin_input_ids=array("q", (r.prompt_ids() + 1).tolist()),
+                sampling_params=SamplingParams(max_new_tokens=r.out_len),
+                vocab_size=1 << 31,
+            )
+        start = time.perf_counter()
+        r.peer.init_next_round_input(self.tree)
+        self.timers.add("match", time.perf_counter() - start)
+        return int(r.peer.prefix_len)
+
+    def admit(self, r: SReq, n: int, hit: int) -> bool:
+        if not self.admitted:
+            return False
+        start = time.perf_counter()
+        self._budget().reserve(n, 0, chunk_limit=n)
+        r.peer.extend_end = hit + n
+        self.batch.append(r)
+        self.running.append(r)
+        self.timers.add("admit", time.perf_counter() - start)
+        return True
+
+    def extend(self, r: SReq, n: int) -> bool:
+        if r.idx in self.decoded:
+            return True
+        if self._decodes(r):
+            return self._decode([r], "decode_single")
+        start = time.perf_counter()
+        req = r.peer
+        self._budget().reserve(n, 0, chunk_limit=n, is_chunked_continuation=True)
+        req.extend_end = req.prefix_len + n
+        self.batch.append(r)
+        self.timers.add("fit_chunk", time.perf_counter() - start)
+        return True
+
+    def after_compute(self, scheduled: list[tuple[SReq, int]]) -> None:
+        if not self.batch:
+            return
+        start = time.perf_counter()
+        reqs = [r.peer for r in self.batch]
+        prefixes = [
+            None if req.kv.holds_kv or not req.prefix_len else self.tree.prefix_device_indices(req)
+            for req in reqs
+        ]
+        if self.req_pool.alloc(reqs) is None:
+            raise RuntimeError(f"no free row for {len(reqs)} requests")
+        total = sum(req.extend_end - req.prefix_len for req in reqs)
+        slots = self.arena.alloc(total)
+        if slots is None:
+            raise RuntimeError(f"allocation of {total} admitted tokens failed")
+        for req, prefix in zip(reqs, prefixes, strict=True):
+            if prefix is not None:
+                self.req_pool.write((req.kv.req_pool_idx, slice(0, req.prefix_len)), prefix)
+            req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
+        self.timers.add("alloc_prefill", time.perf_counter() - start)
+
+    def token(self, r: SReq) -> None:
+        r.peer.output_ids.append(r.out_id(r.n_out))
+        if r.n_out < r.out_len:
+            self._publish(r)
+
+    def end_chunks(self, scheduled: list[tuple[SReq, int]]) -> None:
+        for r, _ in scheduled:
+            if r.peer is not None and r.computed < r.seq_len:
+                self._publish(r)
+
+    def _publish(self, r: SReq) -> None:
+        """What a chunk computed goes into the tree, as after every prefill batch of the server."""
+        if r not in self.batch:
+            return
+        self.batch.remove(r)
+        start = time.perf_counter()
+        checkpoint_kv_cache(r.peer, self.tree)
+        self.timers.add("tree_insert_chunk", time.perf_counter() - start)
+
+    # ---- ends ------------------------------------------------------------------------------
+
+    def preempt(self, r: SReq) -> None:
+        start = time.perf_counter()
+        release_kv_cache(r.peer, self.tree, checkpoint=False)
+        r.peer.reset_for_retract()
+        self.timers.add("free_preempt", time.perf_counter() - start)
+        self.running.remove(r)
+
+    def finish(self, r: SReq) -> None:
+        start = time.perf_counter()
+        r.peer.finished_reason = FINISH_LENGTH(length=r.out_len)
+        release_kv_cache(r.peer, self.tree, checkpoint=True)
+        self.timers.add("free_and_insert", time.perf_counter() - start)
+        self.running.remove(r)
+        r.peer = None
+
+    # ---- metrics ---------------------------------------------------------------------------
+
+    def _used_and_evictable(self) -> list[tuple[int, int, int]]:
+        """(used slots, evictable slots, slot bytes) per kind."""
+        sizes = (self.tree.full_evictable_size, self.tree.swa_evictable_size)
+        return [
+            (self.arena.used_tokens(index), sizes[index](), kind.slot_bytes)
+            for index, kind in enumerate(self.plan.kinds)
+        ]
+
+    def held_bytes(self) -> int:
+        """Bytes of slots that running requests pin. Partial pages are sampled beside it."""
+        held = sum((used - cached) * size for used, cached, size in self._used_and_evictable())
+        census = self.arena.core.census()
+        partial = [
+            sum(getattr(c, state) * k.small_page_bytes for c, k in zip(census, self.plan.kinds, strict=True))
+            for state in ("reserved_small_pages", "hole_small_pages")
+        ]
+        self.samples.append((held, *partial))
+        return held
+
+    def cached_bytes(self) -> int:
+        return sum(cached * size for _, cached, size in self._used_and_evictable())
+
+    def final(self) -> dict[str, Any]:
+        """State after the drain: what is still held, what evicting everything gives back."""
+        held = self.held_bytes()
+        audit = self.arena.core.audit()
+        samples = np.array(self.samples, dtype=float)
+        means = samples.mean(axis=0) / self.plan.arena_bytes
+        out = {
+            "held_bytes": held,
+            "audit": audit,
+            "mean_reserved_over_budget": round(float(means[1]), 5),
+            "mean_holes_over_budget": round(float(means[2]), 5),
+            "evicted_tokens": {ct.name.lower(): n for ct, n in self.tree.evicted_tokens.items()},
+        }
+        self.tree.evict_until(lambda: False)
+        out["audit_after_evicting_all"] = self.arena.core.audit()
+        out["large_pages_missing_after_evicting_all"] = (
+            self.plan.usable_large_pages - self.arena.core.num_free_large_pages
+        )
+        return out
+
+
+def drive(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run one row; the judge's record with ``final`` added, appended to ``--json`` if given."""
+    parser = make_parser(PEER, MODES)
+    parser.add_argument("--judge", default=os.environ.get("JUDGE_DIR", ""))
+    args = parser.parse_args(argv)
+    path, args.json = args.json, ""
+    peers: list[JengaPeer] = []
+
+    def make(*parts: Any) -> JengaPeer:
+        peers.append(JengaPeer(*parts))
+        return peers[0]
+
+    record: dict[str, Any] = run_one(PEER, make, args)
+    if "result" in record:
+        record["final"] = peers[0].final()
+        print(json.dumps(record["final"]), flush=True)
+    if path:
+        with open(path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    record = drive()
+    final = record.get("final", {"held_bytes": 1})
+    healthy = not final["held_bytes"] and not record["result"]["timed_out"]
+    sys.exit(0 if healthy and not final["audit"] else 1)

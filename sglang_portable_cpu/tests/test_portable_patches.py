@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The platform is active only on a plain CPU, and its tables fit the installed SGLang or say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pkgutil
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+
+pytest.importorskip("sglang", reason="SGLang is not installed")
+
+from sglang.srt.plugins import load_plugins
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+import sglang_portable_cpu
+from sglang_portable_cpu import model_patches, patches, plugin
+from sglang_portable_cpu.patches import PATCHES, PatchError
+from sglang_portable_cpu.platform import PortableCpuPlatform
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+
+
+def test_it_activates_on_a_plain_cpu(no_accelerator):
+    path = sglang_portable_cpu.activate()
+    assert pkgutil.resolve_name(path) is PortableCpuPlatform
+
+
+def test_it_yields_to_an_accelerator(no_accelerator, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert sglang_portable_cpu.activate() is None
+
+
+def test_it_yields_to_the_in_tree_cpu_engine(no_accelerator, monkeypatch):
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    assert sglang_portable_cpu.activate() is None
+
+
+@pytest.mark.parametrize("group", ["sglang.srt.platforms", "sglang.srt.plugins"])
+def test_both_entry_points_are_installed_under_one_name(group):
+    (found,) = entry_points(group=group, name=sglang_portable_cpu.ENTRY_POINT)
+    assert callable(found.load())
+
+
+def test_on_another_platform_the_plugin_does_nothing(monkeypatch):
+    import sglang.srt.platforms as platforms
+
+    monkeypatch.setattr(platforms, "_current_platform", object())
+    monkeypatch.setattr(HookRegistry, "register", lambda *a: pytest.fail("registered a hook"))
+    plugin.load()
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Plugins loaded as a server loads them, on this platform."""
+    import sglang.srt.platforms as platforms
+
+    if not isinstance(platforms.current_platform, PortableCpuPlatform):
+        pytest.skip(f"this machine serves on {platforms.current_platform}, not on a plain CPU")
+    load_plugins()
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target)
+def test_every_patched_function_exists_and_takes_what_the_table_says(patch, loaded):
+    original = patches._originals[patch.target]
+    if patch.parameters is not None:
+        assert tuple(inspect.signature(original).parameters) == patch.parameters
+
+
+@pytest.mark.parametrize(
+    "patch", [p for p in PATCHES if p.parameters is not None], ids=lambda patch: patch.target
+)
+def test_a_replacement_takes_the_parameters_of_what_it_replaces(patch):
+    names = tuple(inspect.signature(patch.hook).parameters)
+    assert names[1:] == patch.parameters if patch.wraps else names == patch.parameters
+
+
+def test_every_patch_is_in_effect_after_the_plugins_loaded(loaded):
+    patches.require_installed()
+
+
+@pytest.mark.parametrize("patch", model_patches.MODEL_PATCHES, ids=lambda patch: patch.class_path)
+def test_every_patched_model_class_still_builds_the_submodule(patch, loaded):
+    cls = pkgutil.resolve_name(patch.class_path)
+    assert f"self.{patch.submodule}" in inspect.getsource(cls.__init__)
+
+
+def test_a_function_that_is_gone_is_named_with_the_reason(monkeypatch):
+    gone = dataclasses.replace(PATCHES[0], target="sglang.srt.utils.no_such_function")
+    monkeypatch.setattr(patches, "PATCHES", (gone,))
+    with pytest.raises(PatchError, match=r"no_such_function.*Gemma-2"):
+        patches.register()
+
+
+def test_a_function_with_other_parameters_is_refused_with_both_lists(monkeypatch):
+    changed = dataclasses.replace(PATCHES[0], target="sglang.srt.utils.is_cpu")
+    monkeypatch.setattr(patches, "PATCHES", (changed,))
+    with pytest.raises(PatchError, match="full_logits, final_logit_softcapping"):
+        patches.register()
+
+
+def test_a_plugin_that_did_not_load_stops_the_server_and_says_how_to_load_it(monkeypatch):
+    monkeypatch.setattr(patches, "_originals", {})
+    with pytest.raises(PatchError, match="SGLANG_PLUGINS leaves it out"):
+        PortableCpuPlatform().apply_server_args_defaults(None)
+    with pytest.raises(PatchError, match="SGLANG_PLUGINS leaves it out"):
+        PortableCpuPlatform().post_load_model(torch.nn.Identity())
+
+
+def test_a_hook_that_was_not_applied_stops_the_server(loaded, monkeypatch):
+    target = PATCHES[0].target
+    monkeypatch.setitem(patches._originals, target, pkgutil.resolve_name(target))
+    with pytest.raises(PatchError, match="registered but not in effect"):
+        patches.require_installed()

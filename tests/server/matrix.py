@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families x variants x scenarios: record stock answers once, play on each jenga server."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.adapter import build_adapter
+from server.launch import ServerDied, serving
+from server.reference import Reference, fingerprint
+from server.run import Outcome, Setting, Tally, check, record
+from server.scenarios import SCENARIOS
+from server.variants import VARIANTS, Variant, jenga_spec, stock_spec
+
+
+class CannotServe(RuntimeError):
+    """The stock server itself cannot serve a reference: there is nothing to agree with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A tiny checkpoint with its adapter; ``work_dir`` keeps recorded answers and logs."""
+
+    name: str
+    checkpoint: Path
+    adapter: Path
+    work_dir: Path
+
+
+def prepare(name: str, work_dir: Path) -> Family:
+    """Build the checkpoint and the adapter where they do not exist yet."""
+    checkpoint = work_dir / "checkpoints" / name
+    # In a process of its own: torch and transformers stay out of this one.
+    subprocess.run(
+        [sys.executable, "-m", "sglang_jenga.tiny", name, str(checkpoint)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    adapter = build_adapter(checkpoint, work_dir / "adapters" / name)
+    return Family(name=name, checkpoint=checkpoint, adapter=adapter, work_dir=work_dir)
+
+
+def _workload() -> str:
+    """Hash of what the scenarios ask: recorded answers may lack those of a changed workload."""
+    here = Path(__file__).parent
+    sources = (here / "prompts.py").read_bytes() + (here / "scenarios.py").read_bytes()
+    return hashlib.sha256(sources).hexdigest()[:16]
+
+
+def reference_of(family: Family, name: str, scenarios: Iterable[str]) -> Reference:
+    """Stock answers to everything that ``scenarios`` compare with, recorded now if need be.
+
+    Raises:
+        CannotServe: the stock server does not start on this family with these flags.
+    """
+    spec = stock_spec(name, family.name, family.checkpoint, family.adapter)
+    reference = Reference(
+        family.work_dir / "references" / f"{family.name}-{name}.json",
+        fingerprint=fingerprint(family.checkpoint, spec.flags),
+    )
+    workload = _workload()
+    missing = [s for s in scenarios if (s, workload) not in reference.recorded]
+    if not missing:
+        return reference
+    log_path = family.work_dir / "logs" / f"{family.name}-stock-{name}.log"
+    setting = Setting(lora=_lora_name(name))
+    try:
+        with serving(spec, log_path) as server:
+            for scenario in missing:
+                record(SCENARIOS[scenario], server, reference, setting)
+                reference.recorded.add((scenario, workload))
+    except ServerDied as error:
+        raise CannotServe(f"stock SGLang cannot serve {family.name} ({name}): {error}") from error
+    finally:
+        reference.save()
+    return reference
+
+
+def _lora_name(reference: str) -> str | None:
+    return next((v.setting.lora for v in VARIANTS if v.reference == reference), None)
+
+
+def scenarios_of(reference: str) -> list[str]:
+    """Every scenario that some variant compares with this reference."""
+    names = (s for v in VARIANTS if v.reference == reference for s in v.scenarios)
+    return list(dict.fromkeys(names))
+
+
+def play(
+    family: Family, variant: Variant, scenarios: Sequence[str], reference: Reference
+) -> Iterator[Outcome]:
+    """Outcomes of ``scenarios`` on the variant's server, which is restarted if it dies."""
+    spec = jenga_spec(variant, family.name, family.checkpoint, family.adapter)
+    left = list(scenarios)
+    attempt = 0
+    while left:
+        attempt += 1
+        suffix = f"-{attempt}" if attempt > 1 else ""
+        log_path = family.work_dir / "logs" / f"{family.name}-{variant.name}{suffix}.log"
+        try:
+            with serving(spec, log_path) as server:
+                while left and server.alive:
+                    name = left.pop(0)
+                    yield check(SCENARIOS[name], server, reference, variant.setting)
+        except ServerDied as error:
+            for name in left:
+                yield Outcome(
+                    scenario=name, passed=False, failure=str(error), seconds=0.0, tally=Tally()
+                )
+            return

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which servers are started for a family, and which scenarios each of them plays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server import adapter
+from server.launch import ServerSpec
+from server.run import Setting
+
+_PREFIXES = ("uncached", "prefill_hit", "decode_hit", "branching", "multi_turn")
+_LOAD = ("concurrent_8", "concurrent_32")
+_ASKING = ("streaming", "parallel_sampling", "prompt_logprobs", "constraints", "sessions")
+_INTERRUPTED = ("abort_prefill", "abort_decode", "flush_under_load", "too_long")
+EVERYTHING = (*_PREFIXES, *_LOAD, *_ASKING, *_INTERRUPTED)
+UNDER_PRESSURE = ("pressure", "multi_turn", "abort_decode", "flush_under_load", "too_long")
+
+#: Tokens of SGLang's own pools whose bytes the roomy and the tight arenas take.
+ROOMY_TOKENS = 8192
+TIGHT_TOKENS: Mapping[str, int] = {}
+TIGHT_TOKENS_DEFAULT = 700
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One jenga server. ``reference`` names the stock server that it must agree with."""
+
+    name: str
+    scenarios: tuple[str, ...]
+    setting: Setting = field(default_factory=Setting)
+    flags: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    reference: str = "plain"
+
+
+def _page(tokens: int) -> tuple[str, ...]:
+    return ("--page-size", str(tokens))
+
+
+_NO_OVERLAP = ("--disable-overlap-schedule",)
+_NO_RADIX = ("--disable-radix-cache",)
+#: Admit more than will fit, so that requests are retracted.
+_OPTIMISTIC = ("--schedule-conservativeness", "0.05")
+_SESSIONS = ("--enable-streaming-session",)
+_RETRACT = {"SGLANG_TEST_RETRACT": "1"}
+
+VARIANTS: tuple[Variant, ...] = (
+    Variant(name="plain", scenarios=EVERYTHING),
+    Variant(
+        name="page16",
+        scenarios=(*EVERYTHING, "streaming_sessions"),
+        setting=Setting(page_tokens=16),
+        flags=(*_page(16), *_SESSIONS),
+    ),
+    Variant(
+        name="no_overlap",
+        scenarios=(*_PREFIXES, *_LOAD, "streaming", "abort_prefill", "abort_decode",
+                   "streaming_sessions"),
+        flags=(*_NO_OVERLAP, *_SESSIONS),
+    ),
+    Variant(
+        name="tight",
+        scenarios=UNDER_PRESSURE,
+        setting=Setting(roomy=False),
+        flags=_OPTIMISTIC,
+    ),
+    Variant(
+        name="tight_page16_no_overlap",
+        scenarios=UNDER_PRESSURE,
+        setting=Setting(page_tokens=16, roomy=False),
+        flags=(*_page(16), *_NO_OVERLAP, *_OPTIMISTIC),
+    ),
+    Variant(
+        name="tight_no_radix",
+        scenarios=(*UNDER_PRESSURE, "uncached", "parallel_sampling", "streaming"),
+        setting=Setting(radix=False, roomy=False),
+        flags=(*_NO_RADIX, *_OPTIMISTIC),
+    ),
+    Variant(
+        name="tight_mixed_chunk",
+        scenarios=UNDER_PRESSURE,
+        setting=Setting(roomy=False),
+        flags=("--enable-mixed-chunk", *_OPTIMISTIC),
+    ),
+    Variant(
+        name="retract",
+        scenarios=("forced_retraction", "decode_hit", "concurrent_8"),
+        setting=Setting(),
+        env=_RETRACT,
+    ),
+    Variant(
+        name="retract_page16_no_overlap",
+        scenarios=("forced_retraction", "decode_hit", "concurrent_8"),
+        setting=Setting(page_tokens=16),
+        flags=(*_page(16), *_NO_OVERLAP),
+        env=_RETRACT,
+    ),
+    Variant(
+        name="lora",
+        scenarios=("lora", "concurrent_8"),
+        setting=Setting(lora=adapter.NAME),
+        reference="lora",
+    ),
+    Variant(
+        name="tensor_parallel",
+        scenarios=(*UNDER_PRESSURE, "concurrent_8"),
+        setting=Setting(roomy=False),
+        flags=_OPTIMISTIC,
+        reference="tensor_parallel",
+    ),
+)  # fmt: skip
+
+
+def variant(name: str) -> Variant:
+    return next(v for v in VARIANTS if v.name == name)
+
+
+def _reference_flags(reference: str, adapter_path: Path) -> tuple[str, ...]:
+    """Flags that change what is computed, so that both servers need them."""
+    if reference == "lora":
+        return (
+            *("--enable-lora", "--lora-paths", f"{adapter.NAME}={adapter_path}"),
+            *("--lora-backend", "torch_native", "--max-loras-per-batch", "2"),
+        )
+    if reference == "tensor_parallel":
+        return ("--tp-size", "2")
+    return ()
+
+
+def _cores() -> str:
+    """One core for each of two ranks; SGLang asks for it where there is one NUMA node."""
+    cores = sorted(os.sched_getaffinity(0))
+    return f"{cores[0]}|{cores[1 % len(cores)]}"
+
+
+def _env(reference: str) -> dict[str, str]:
+    if reference == "tensor_parallel":
+        return {"SGLANG_CPU_OMP_THREADS_BIND": _cores()}
+    return {}
+
+
+#: SGLang lacks Ministral's architecture: its stock server gets the model file, and only that.
+_MODEL_FILES = {"ministral": {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models"}}
+
+
+def stock_spec(reference: str, family: str, checkpoint: Path, adapter_path: Path) -> ServerSpec:
+    """The stock server whose answers are recorded: no pressure, SGLang's default settings."""
+    return ServerSpec(
+        model_path=checkpoint,
+        jenga=False,
+        flags=(
+            "--max-total-tokens", str(2 * ROOMY_TOKENS),
+            *_reference_flags(reference, adapter_path),
+        ),
+        env={**_env(reference), **_MODEL_FILES.get(family, {})},
+    )  # fmt: skip
+
+
+def jenga_spec(v: Variant, family: str, checkpoint: Path, adapter_path: Path) -> ServerSpec:
+    tight = TIGHT_TOKENS.get(family, TIGHT_TOKENS_DEFAULT)
+    return ServerSpec(
+        model_path=checkpoint,
+        jenga=True,
+        flags=(
+            "--max-total-tokens", str(ROOMY_TOKENS if v.setting.roomy else tight),
+            "--chunked-prefill-size", "128" if v.setting.roomy else "64",
+            *_reference_flags(v.reference, adapter_path),
+            *v.flags,
+        ),
+        env={**_env(v.reference), **v.env},
+    )  # fmt: skip

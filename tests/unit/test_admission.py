@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Admission is a promise: who is admitted gets memory, and who fits an empty arena is admitted.
+
+Random traffic runs through SGLang's own ``PrefillAdder`` (see scheduler.py) on arenas tight enough
+to evict and to retract. A broken promise raises there.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from machine import Machine, make_kinds
+from scheduler import Loop
+
+from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
+from sglang_jenga.sglang_ext.model_kinds import ModelKinds
+
+W = 24
+KINDS = {
+    "uniform": make_kinds(full_layers=1),
+    "window": make_kinds(full_layers=1, window_layers=5, span=W),
+    "few windows": make_kinds(full_layers=4, window_layers=1, span=W),
+    "chunked": make_kinds(full_layers=1, window_layers=3, span=W, chunked=True),
+}
+SMALL_ARENA_TOKENS = 300
+
+
+def make_machine(
+    kinds: ModelKinds,
+    *,
+    page_tokens: int = 1,
+    chunk_tokens: int | None = 40,
+    longest: int = SMALL_ARENA_TOKENS,
+    cached: bool = True,
+) -> Machine:
+    """The smallest arena in which a request of ``longest`` tokens fits alone."""
+    for large_pages in range(3, 2000):
+        machine = Machine(
+            kinds,
+            large_pages=large_pages,
+            page_tokens=page_tokens,
+            chunk_tokens=chunk_tokens,
+            context_tokens=2 * longest,
+            rows=12,
+            cached=cached,
+        )
+        if machine.demand.longest_request_tokens(machine.plan) >= longest:
+            return machine
+    raise AssertionError("no arena of this size holds such a request")
+
+
+def traffic(machine: Machine, seed: int, *, requests: int = 60) -> Loop:
+    """Random prompts, many with a shared beginning, arriving a few at a time."""
+    rng = random.Random(seed)
+    loop = Loop(machine=machine, new_token_ratio=rng.choice((0.05, 0.3, 1.0)))
+    longest = machine.demand.longest_request_tokens(machine.plan)
+    roots = [[rng.randrange(1000) for _ in range(longest)] for _ in range(3)]
+    served: list[list[int]] = []
+    for _ in range(requests):
+        prompt = [rng.randrange(1000) for _ in range(rng.randrange(1, longest // 3))]
+        if served and rng.random() < 0.3:  # the next turn of a conversation
+            prompt = rng.choice(served) + prompt[:20]
+        elif rng.random() < 0.6:
+            prompt = rng.choice(roots)[: rng.randrange(longest // 2)] + prompt
+        prompt = prompt[: longest - 2 * machine.page_tokens - 1]
+        req = machine.request(prompt, max_new=rng.randrange(1, 60))
+        assert loop.submit(req), "a prompt shorter than the longest request fits"
+        for _ in range(rng.randrange(6)):
+            if loop.waiting or loop.running or loop.chunked:
+                loop.step()
+                assert machine.arena.verify_byte_accounting() == []
+        served.append(prompt + list(req.output_ids))
+    return loop
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "radix disabled"])
+@pytest.mark.parametrize("page_tokens", [1, 16])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=list(KINDS))
+def test_no_allocation_fails_after_admission_and_nobody_starves(
+    kinds: ModelKinds, page_tokens: int, cached: bool
+) -> None:
+    for seed in range(3):
+        machine = make_machine(kinds, page_tokens=page_tokens, cached=cached)
+        loop = traffic(machine, seed)
+        loop.run()
+        assert machine.problems() == []
+        machine.flush()
+        assert machine.arena.core.num_free_large_pages == machine.plan.usable_large_pages
+
+
+def test_the_traffic_of_these_tests_evicts_and_retracts() -> None:
+    """Guard: in a roomy arena the claims above would be empty."""
+    machine = make_machine(KINDS["window"])
+    loop = traffic(machine, 1)
+    loop.run()
+    assert loop.retractions > 0
+    assert all(tokens > 0 for tokens in machine.tree.evicted_tokens.values())
+
+
+@pytest.mark.parametrize("page_tokens", [1, 16])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=list(KINDS))
+def test_the_longest_request_is_served_by_an_idle_server_whatever_it_has_cached(
+    kinds: ModelKinds, page_tokens: int
+) -> None:
+    rng = random.Random(page_tokens)
+    for _ in range(4):
+        machine = make_machine(kinds, page_tokens=page_tokens)
+        loop = traffic(machine, rng.randrange(100), requests=20)
+        loop.run()
+        longest = machine.demand.longest_request_tokens(machine.plan)
+        output = rng.randrange(1, longest // 2)
+        prompt = [rng.randrange(1000) for _ in range(longest - output - page_tokens)]
+        cached = loop.log and rng.random() < 0.5
+        if cached:  # continue something that the cache knows, to pin it
+            prompt[:40] = range(40)
+            machine.finish(machine.prefill(prompt[:60], max_new=1))
+        req = machine.request(prompt, max_new=output)
+        assert loop.submit(req)
+        loop.run()
+        assert len(req.output_ids) == output
+
+
+def test_a_request_longer_than_the_arena_is_refused_at_once() -> None:
+    machine = make_machine(KINDS["window"])
+    longest = machine.demand.longest_request_tokens(machine.plan)
+    loop = Loop(machine=machine)
+    assert not loop.submit(machine.request(range(longest)))
+    req = machine.request(range(longest - 11), max_new=500)
+    assert loop.submit(req)
+    assert req.sampling_params.max_new_tokens == 10, "clipped to what fits beside the prompt"
+
+
+@pytest.mark.parametrize("page_tokens", [1, 16])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=list(KINDS))
+def test_decisions_depend_on_the_stream_of_requests_alone(
+    kinds: ModelKinds, page_tokens: int
+) -> None:
+    """Tensor-parallel ranks decide apart and must stay together, slot for slot."""
+    logs = []
+    for _ in range(2):
+        loop = traffic(make_machine(kinds, page_tokens=page_tokens), 7)
+        loop.run()
+        logs.append(loop.log)
+    assert logs[0] == logs[1]
+
+
+# ---- the budget object by itself ---------------------------------------------------------------
+
+
+def budget(machine: Machine) -> ArenaPrefillBudget:
+    return machine.arena.create_prefill_budget(machine.tree)
+
+
+def check(budget: ArenaPrefillBudget, extend: int, *, max_new: int, chunk: int | None = None):  # type: ignore[no-untyped-def]
+    return budget.check_prefill(
+        extend_input_len=extend,
+        total_tokens=extend + max_new,
+        max_new_tokens=max_new,
+        input_tokens=extend,
+        swa_host_hit_length=0,
+        chunk_limit=chunk,
+    )
+
+
+def test_an_idle_server_shortens_the_chunk_rather_than_refuse() -> None:
+    machine = make_machine(KINDS["window"], chunk_tokens=40)
+    longest = machine.demand.longest_request_tokens(machine.plan)
+    admitted, chunk = check(budget(machine), longest, max_new=0, chunk=longest)
+    assert admitted and chunk is not None and 0 < chunk < longest
+    assert machine.arena.core.fits([chunk] * 2) and not machine.arena.core.fits([chunk + 1] * 2)
+
+
+def test_a_busy_server_makes_a_newcomer_wait_for_what_running_requests_may_still_need() -> None:
+    machine = make_machine(KINDS["uniform"], chunk_tokens=None)
+    running = machine.prefill(range(100), max_new=500)
+    machine.decode([running])
+    longest = machine.demand.longest_request_tokens(machine.plan)
+    held = 100 + 1
+    room = longest - held
+    asking = budget(machine)
+    assert check(asking, room - 10, max_new=10) == (True, None)
+    asking.total_offset = 20  # what SGLang expects the running request to generate
+    assert check(asking, room - 10, max_new=10) == (False, None)
+    assert check(asking, room - 40, max_new=10) == (True, None)
+
+
+def test_what_was_promised_in_this_pass_is_not_promised_again() -> None:
+    machine = make_machine(KINDS["uniform"], chunk_tokens=None)
+    asking = budget(machine)
+    free = machine.arena.available_size()
+    first = free // 2
+    assert check(asking, first, max_new=0)[0]
+    asking.reserve(first, 0)
+    assert not check(asking, free - first + 1, max_new=0)[0]
+    assert check(asking, free - first - 2 * machine.page_tokens, max_new=0)[0]
+
+
+def test_a_candidate_that_could_never_finish_evicts_nothing() -> None:
+    machine = make_machine(KINDS["window"], chunk_tokens=None)
+    machine.finish(machine.prefill(range(60), max_new=1))
+    machine.prefill(range(200, 240), max_new=500)
+    cached = machine.tree.full_evictable_size()
+    asking = budget(machine)
+    assert not check(asking, 10, max_new=100_000)[0]
+    assert machine.tree.full_evictable_size() == cached > 0
+
+
+def test_fit_chunk_gives_the_longest_chunk_that_is_free_now() -> None:
+    machine = make_machine(KINDS["window"], chunk_tokens=40)
+    holder = machine.prefill(range(150), max_new=500, chunk=40)
+    asking = budget(machine)
+    chunk = asking.fit_chunk(extend_input_len=10_000, max_new_tokens=0, chunk_limit=10_000)
+    assert chunk is not None and 0 < chunk < 10_000
+    assert machine.arena.core.fits([chunk] * 2) and not machine.arena.core.fits([chunk + 1] * 2)
+    assert asking.fit_chunk(extend_input_len=5, max_new_tokens=0, chunk_limit=40) == 40
+    machine.finish(holder)
+
+
+def test_fit_chunk_parks_a_chunk_when_nothing_is_free() -> None:
+    machine = make_machine(KINDS["uniform"], chunk_tokens=40)
+    machine.prefill(range(machine.arena.available_size()), max_new=1)
+    assert budget(machine).fit_chunk(extend_input_len=9, max_new_tokens=0, chunk_limit=40) is None
