@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.sglang-jenga-$(shell pwd | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-gpu identity check format bench-kernels bench-capacity \
+.PHONY: help env demo test test-gpu identity check format docs bench-kernels bench-capacity \
 	bench-host-cost bench-serving clean
 
 help: ## list the commands
@@ -38,17 +38,17 @@ demo: $(STAMP) ## the two-minute tour; MODEL=path serves your model, ARGS="..." 
 	@$(PY) -m sglang_jenga.demo $(if $(MODEL),--model "$(MODEL)") -- $(ARGS)
 
 test: $(STAMP) ## the CPU test set
-	@$(PY) -m pytest -m "not gpu and not matrix" $(ARGS)
+	@$(PY) -m pytest -m "not gpu" $(ARGS)
 	@if [ -e /dev/nvidiactl ]; then why="this is the CPU set: make test-gpu runs them here"; \
 		else why="this machine has no NVIDIA device (/dev/nvidiactl is missing)"; fi; \
 		echo "GPU tests (tests/gpu): not run, $$why."; \
-		echo "Full identity matrix: not run, it has its own command: make identity."
+		echo "Full identity matrix: not run, only its subset; all of it: make identity."
 
 test-gpu: $(STAMP) ## kernels and a server on CUDA; reports "not run" elsewhere
 	@$(PY) -m pytest -m gpu tests/gpu $(ARGS)
 
-identity: $(STAMP) ## outputs equal stock SGLang's: every model, every feature (long)
-	@$(PY) -m pytest -m matrix tests $(ARGS)
+identity: $(STAMP) ## answers equal stock SGLang's: every model, variant, scenario (hours)
+	@$(PY) benchmark/identity/run.py $(ARGS)
 
 check: $(STAMP) ## lint, format and type checks
 	@$(PY) -m ruff check .
@@ -59,10 +59,13 @@ format: $(STAMP) ## rewrite the sources to the one format
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
+docs: $(STAMP) ## rewrite the tables in docs/ that are made from code
+	@$(PY) scripts/docs_tables.py
+
 bench-kernels: $(STAMP) ## attention kernels on arena views against contiguous pools (CUDA)
 	@$(PY) benchmark/kernels/run.py $(ARGS)
 
-bench-capacity: $(STAMP) ## how many requests the same bytes hold
+bench-capacity: $(STAMP) ## how many requests the same bytes hold; ARGS="--judge DIR"
 	@$(PY) benchmark/capacity/run.py $(ARGS)
 
 bench-host-cost: $(STAMP) ## microseconds of host work per step

@@ -15,8 +15,8 @@ file only translates between that loop and the server's classes, none of which i
   ``checkpoint_kv_cache``, end and retraction are ``release_kv_cache``.
 * a step asks ``check_decode_capacity``, then ``decode_step`` (what the server's decode hook calls).
   Prefill goes through one ``ArenaPrefillBudget`` per step, as SGLang's PrefillAdder drives it:
-  ``fit_chunk`` for a request under way, ``check_prefill`` for a new one, ``reserve`` for both, and
-  then one allocation for the whole batch.
+  ``fit_chunk`` for a request under way, ``check_prefill`` and ``reserve`` for newcomers, and then
+  one allocation for all of them.
 
 Admission reserves no output tokens (the judge's rule for every peer: the whole prompt must fit).
 """
@@ -72,9 +72,10 @@ from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext import plugin
-from sglang_jenga.sglang_ext.allocator import HybridArenaAllocator, UniformArenaAllocator
+from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
 from sglang_jenga.sglang_ext.decode import decode_step
 from sglang_jenga.sglang_ext.demand import DemandModel
+from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
 from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
 from sglang_jenga.sglang_ext.radix import build_radix_cache
@@ -158,7 +159,8 @@ class JengaPeer(Peer):
         )
         self.running: list[SReq] = []
         self.decoded: set[int] = set()
-        self.batch: list[SReq] = []
+        self.newcomers: list[SReq] = []
+        self.unpublished: set[int] = set()
         self.pass_budget: Any = None
         self.admitted = False
         self.samples: list[tuple[int, int, int]] = []
@@ -176,7 +178,8 @@ class JengaPeer(Peer):
 
     def begin_step(self) -> None:
         self.decoded.clear()
-        self.batch.clear()
+        self.newcomers.clear()
+        self.unpublished.clear()
         self.pass_budget = None
         due = [r for r in self.running if r.n_out > 0 and r.computed == r.seq_len - 1]
         if due:
@@ -264,7 +267,7 @@ class JengaPeer(Peer):
         start = time.perf_counter()
         self._budget().reserve(n, 0, chunk_limit=n)
         r.peer.extend_end = hit + n
-        self.batch.append(r)
+        self.newcomers.append(r)
         self.running.append(r)
         self.timers.add("admit", time.perf_counter() - start)
         return True
@@ -274,19 +277,22 @@ class JengaPeer(Peer):
             return True
         if self._decodes(r):
             return self._decode([r], "decode_single")
-        start = time.perf_counter()
-        req = r.peer
-        self._budget().reserve(n, 0, chunk_limit=n, is_chunked_continuation=True)
-        req.extend_end = req.prefix_len + n
-        self.batch.append(r)
-        self.timers.add("fit_chunk", time.perf_counter() - start)
+        r.peer.extend_end = r.peer.prefix_len + n
+        self._allocate([r])
         return True
 
     def after_compute(self, scheduled: list[tuple[SReq, int]]) -> None:
-        if not self.batch:
-            return
+        if self.newcomers:
+            self._allocate(self.newcomers)
+
+    def _allocate(self, batch: list[SReq]) -> None:
+        """Slots of a prefill batch, from ``prefix_len`` to ``extend_end`` of each request.
+
+        The judge mixes decodes and chunks in one step, decodes and chunks under way first. A chunk
+        under way is therefore a batch of its own, and all newcomers are one batch.
+        """
         start = time.perf_counter()
-        reqs = [r.peer for r in self.batch]
+        reqs = [r.peer for r in batch]
         prefixes = [
             None if req.kv.holds_kv or not req.prefix_len else self.tree.prefix_device_indices(req)
             for req in reqs
@@ -294,13 +300,13 @@ class JengaPeer(Peer):
         if self.req_pool.alloc(reqs) is None:
             raise RuntimeError(f"no free row for {len(reqs)} requests")
         total = sum(req.extend_end - req.prefix_len for req in reqs)
-        slots = self.arena.alloc(total)
-        if slots is None:
+        if self.arena.alloc(total) is None:
             raise RuntimeError(f"allocation of {total} admitted tokens failed")
-        for req, prefix in zip(reqs, prefixes, strict=True):
+        for r, req, prefix in zip(batch, reqs, prefixes, strict=True):
             if prefix is not None:
                 self.req_pool.write((req.kv.req_pool_idx, slice(0, req.prefix_len)), prefix)
             req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
+            self.unpublished.add(r.idx)
         self.timers.add("alloc_prefill", time.perf_counter() - start)
 
     def token(self, r: SReq) -> None:
@@ -315,9 +321,9 @@ class JengaPeer(Peer):
 
     def _publish(self, r: SReq) -> None:
         """What a chunk computed goes into the tree, as after every prefill batch of the server."""
-        if r not in self.batch:
+        if r.idx not in self.unpublished:
             return
-        self.batch.remove(r)
+        self.unpublished.remove(r.idx)
         start = time.perf_counter()
         checkpoint_kv_cache(r.peer, self.tree)
         self.timers.add("tree_insert_chunk", time.perf_counter() - start)

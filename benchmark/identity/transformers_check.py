@@ -3,7 +3,7 @@
 
     python benchmark/identity/transformers_check.py [--family F ...]
 
-Two SGLang servers that share a mistake would agree with each other; transformers shares no code with
+Two SGLang servers that share a mistake would agree; transformers shares no code with
 them. Families whose reference is not recorded yet are recorded first. Rows go to
 results/transformers.jsonl.
 """

@@ -68,11 +68,14 @@ def resolve(tmp_path, monkeypatch):
     monkeypatch.setattr(register, "_registered", False)
     monkeypatch.delenv(register.ENVIRONMENT_SWITCH, raising=False)
 
-    def run(model: str, *, wanted: bool = False, **server_args):
+    def run(model: str, *, wanted: bool = False, loaded_first: bool = False, **server_args):
         path = tmp_path / model
         path.mkdir()
         (path / "config.json").write_text(json.dumps(COMMON | MODELS[model]))
         register.register_reference_backend(lambda args: wanted)
+        if loaded_first:
+            for hooks in others.values():
+                hooks.sort(key=lambda hook: hook.__module__ != register.__name__)
         args = ServerArgs(
             model_path=str(path),
             device="cpu",
@@ -93,6 +96,11 @@ def test_the_predicate_selects_it_on_cpu_for_every_model(resolve, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_the_order_in_which_plugins_load_does_not_matter(resolve, model):
+    assert resolve(model, wanted=True, loaded_first=True).attention_backend == "jenga_ref"
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_the_flag_selects_it_although_no_model_lists_it(resolve, model):
     view = resolve(model, attention_backend="jenga_ref")
     assert view.attention_backend == "jenga_ref"
@@ -107,8 +115,10 @@ def test_nothing_changes_unless_asked(resolve):
     assert resolve("llama").attention_backend == "torch_native"
 
 
-def test_an_explicit_backend_wins_over_the_predicate(resolve):
-    assert resolve("llama", wanted=True, attention_backend="triton").attention_backend == "triton"
+@pytest.mark.parametrize("backend", ["torch_native", "triton"])
+def test_an_explicit_backend_wins_over_the_predicate(resolve, backend):
+    view = resolve("llama", wanted=True, attention_backend=backend)
+    assert view.attention_backend == backend
 
 
 def test_split_backends_are_selected_one_by_one(resolve):
@@ -123,11 +133,12 @@ def test_graph_capture_is_off_where_it_serves(resolve):
     assert graphs.prefill.backend == Backend.DISABLED
 
 
-def test_registering_twice_adds_one_hook_and_one_choice(resolve):
+def test_registering_twice_adds_one_hook_per_step_and_one_choice(resolve):
     resolve("llama")
     register.register_reference_backend()
-    hooks = resolution_hooks._HOOKS["handle_model_specific_adjustments"]
-    assert [hook.__module__ for hook in hooks].count(register.__name__) == 1
+    for step in ("handle_model_specific_adjustments", "handle_attention_backend_compatibility"):
+        modules = [hook.__module__ for hook in resolution_hooks._HOOKS[step]]
+        assert modules.count(register.__name__) == 1
     assert choices.ATTENTION_BACKEND_CHOICES.count("jenga_ref") == 1
     assert "jenga_ref" in ATTENTION_BACKENDS
 

@@ -8,12 +8,14 @@ to evict and to retract. A broken promise raises there.
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 
 import pytest
-from machine import Machine, make_kinds
+from machine import Machine, make_kinds, make_plan
 from scheduler import Loop
 
 from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
+from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds
 
 W = 24
@@ -35,19 +37,23 @@ def make_machine(
     cached: bool = True,
 ) -> Machine:
     """The smallest arena in which a request of ``longest`` tokens fits alone."""
-    for large_pages in range(3, 2000):
-        machine = Machine(
-            kinds,
-            large_pages=large_pages,
-            page_tokens=page_tokens,
-            chunk_tokens=chunk_tokens,
-            context_tokens=2 * longest,
-            rows=12,
-            cached=cached,
-        )
-        if machine.demand.longest_request_tokens(machine.plan) >= longest:
-            return machine
-    raise AssertionError("no arena of this size holds such a request")
+    demand = DemandModel(
+        page_tokens=page_tokens, span_tokens=kinds.span_tokens, chunk_tokens=chunk_tokens
+    )
+
+    def holds(large_pages: int) -> bool:
+        plan = make_plan(kinds, page_tokens=page_tokens, large_pages=large_pages)
+        return demand.longest_request_tokens(plan) >= longest
+
+    return Machine(
+        kinds,
+        large_pages=bisect_left(range(2000), True, lo=3, key=holds),
+        page_tokens=page_tokens,
+        chunk_tokens=chunk_tokens,
+        context_tokens=2 * longest,
+        rows=12,
+        cached=cached,
+    )
 
 
 def traffic(machine: Machine, seed: int, *, requests: int = 60) -> Loop:

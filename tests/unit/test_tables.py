@@ -11,7 +11,7 @@ from machine import Machine, make_kinds
 
 from sglang_jenga.arena.tables import Translation, to_device
 from sglang_jenga.core.allocator import IntArray
-from sglang_jenga.sglang_ext.allocator import HybridArenaAllocator
+from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 
 CPU = torch.device("cpu")
 W = 32

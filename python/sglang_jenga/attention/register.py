@@ -10,7 +10,7 @@ backend choices right after plugins load. The backend then serves in three cases
 | no attention flag, device cpu, `enabled(server_args)` | instead of torch_native or intel_amx |
 | no attention flag, device cpu, `SGLANG_JENGA_REFERENCE_ATTENTION=1` | likewise, on any cache |
 
-Otherwise nothing changes. Upstream seams: `attention_registry`, `choices`, `resolution_hooks`.
+Otherwise nothing changes: a backend that the user names is left alone. Upstream seams: `attention_registry`, `choices`, `resolution_hooks`.
 """
 
 from __future__ import annotations
@@ -46,12 +46,20 @@ def register_reference_backend(enabled: Callable[[Any], bool] = lambda server_ar
     register_attention_backend(BACKEND_NAME)(_create_backend)
 
     @register_resolution_hook("handle_model_specific_adjustments")
-    def select_reference_backend(server_args: Any, previous: Callable[[Any], None]) -> None:
+    def pass_model_lists(server_args: Any, previous: Callable[[Any], None]) -> None:
         fields = _fields_to_select(server_args, enabled)
-        if not fields:
+        if fields:
+            _pass_model_lists(server_args, fields, previous)
+        else:
             previous(server_args)
-            return
-        _select(server_args, fields, previous)
+
+    # The decision falls here, after every step and plugin that fills in a CPU backend.
+    @register_resolution_hook("handle_attention_backend_compatibility")
+    def select_reference_backend(server_args: Any, previous: Callable[[Any], None]) -> None:
+        previous(server_args)
+        fields = _fields_to_select(server_args, enabled)
+        if fields:
+            _select(server_args, fields)
 
     _registered = True
 
@@ -75,31 +83,37 @@ def _fields_to_select(server_args: Any, enabled: Callable[[Any], bool]) -> list[
     asked = [name for name in _BACKEND_FIELDS if getattr(view, name) == BACKEND_NAME]
     if asked:
         return asked
-    replaceable = (
-        view.device == "cpu"
-        and view.attention_backend in _CPU_DEFAULTS
-        and view.prefill_attention_backend is None
-        and view.decode_attention_backend is None
-    )
-    if replaceable and (os.environ.get(ENVIRONMENT_SWITCH) == "1" or enabled(server_args)):
+    # The record holds what the user gave, the view also what resolution filled in since.
+    left_open = all(getattr(server_args, name) is None for name in _BACKEND_FIELDS)
+    if not (left_open and view.device == "cpu" and view.attention_backend in _CPU_DEFAULTS):
+        return []
+    if os.environ.get(ENVIRONMENT_SWITCH) == "1" or enabled(server_args):
         return ["attention_backend"]
     return []
 
 
-def _select(server_args: Any, fields: list[str], previous: Callable[[Any], None]) -> None:
+def _pass_model_lists(server_args: Any, fields: list[str], previous: Callable[[Any], None]) -> None:
+    """Run the step that checks the backend's name against a list per model: none can know ours.
+
+    It sees a name which the model's list accepts and which decides nothing else.
+    """
     from sglang.srt.arg_groups.overrides import (
         declare_resolution,
         model_config_of,
         resolving_view,
     )
-    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 
-    # The step checks the backend's name against a list per model, and no list can know ours. It
-    # sees a name that the model's list accepts and that decides nothing else.
     architecture = model_config_of(server_args).hf_config.architectures[0]
     stand_in = _stand_in(architecture, resolving_view(server_args).device)
     declare_resolution(server_args, _SOURCE, **dict.fromkeys(fields, stand_in))
     previous(server_args)
+    declare_resolution(server_args, _SOURCE, **dict.fromkeys(fields, BACKEND_NAME))
+
+
+def _select(server_args: Any, fields: list[str]) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+
     declare_resolution(server_args, _SOURCE, **dict.fromkeys(fields, BACKEND_NAME))
     # Tiles are planned on the host for each forward: nothing here can be captured in a graph.
     for phase in (Phase.DECODE, Phase.PREFILL):

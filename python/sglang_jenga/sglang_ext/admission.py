@@ -10,9 +10,9 @@ questions are answered here:
   so an admitted request cannot fail to allocate. The eviction is what the allocation would do a
   moment later; a candidate that fails the first question evicts nothing.
 
-Liveness: when nothing runs and nothing was admitted, only *now* is asked, and the chunk is shortened
-until it fits, because no other request could ever make room. Decisions depend on counts only, so
-tensor-parallel ranks agree.
+Liveness: when nothing runs and nothing was admitted, only *now* is asked, and the chunk is
+shortened until it fits, because no other request could ever make room. Decisions depend on counts
+only, so tensor-parallel ranks agree.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ class ArenaPrefillBudget(PrefillBudget):
         """Evict until the pass's promises and ``tokens`` more are free in every kind."""
         # Exact or a page too many: an extension may begin inside its prefix's last page.
         more = self._pages(tokens)
-        return bool(
-            self.allocator.reclaim(self.tree_cache, [p + more for p in self.pending_pages])
-        )
+        return bool(self.allocator.reclaim(self.tree_cache, [p + more for p in self.pending_pages]))
 
     def _largest_chunk_now(self, limit: int) -> int:
         """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""

@@ -43,9 +43,7 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         raise RuntimeError(f"{token_per_req} tokens per request and step: speculation is refused")
     rows = batch.req_pool_indices_cpu.numpy()
     try:
-        slots = decode_step(
-            arena, batch.tree_cache, batch.reqs, rows, batch.seq_lens_cpu.numpy()
-        )
+        slots = decode_step(arena, batch.tree_cache, batch.reqs, rows, batch.seq_lens_cpu.numpy())
     except Exhausted as error:
         raise RuntimeError(f"arena: decode allocation failed after its check: {error}") from error
     out_cache_loc = to_device(slots, arena.torch_device)

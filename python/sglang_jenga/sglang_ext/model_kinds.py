@@ -128,9 +128,7 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
     return [found[i] for i in sorted(found)]
 
 
-def _dependency(
-    module: Any, chunk_tokens: int | None, where: str
-) -> tuple[Dependency, int | None]:
+def _dependency(module: Any, chunk_tokens: int | None, where: str) -> tuple[Dependency, int | None]:
     window = module.sliding_window_size
     if module.use_irope:
         if not chunk_tokens:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``jenga`` radix cache backend: SGLang's unified cache on host slot ids, one eviction order."""
+"""The ``jenga`` radix cache: SGLang's unified cache on host slot ids, one eviction order."""
 
 from __future__ import annotations
 
@@ -54,11 +54,19 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     # ---- sliding ---------------------------------------------------------------------------
 
-    def evict_sliding_windows(
-        self, req: Req, pre_len: int, *, eviction_interval: int = 1
-    ) -> None:
+    def evict_sliding_windows(self, req: Req, pre_len: int, *, eviction_interval: int = 1) -> None:
         if req.kv.holds_kv:
             self.slide_window(req, pre_len)
+
+    def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
+        """With the cache disabled there is no tree to publish to, but windows slide all the same.
+
+        SGLang then slides only while it allocates the next chunk; admission asks before that, and a
+        half-done prompt alone on the server would wait for its own dead slots.
+        """
+        super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        if self.disable and self.supports_swa() and not req.finished():
+            self.slide_window(req, up_to)
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
         """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""

@@ -19,9 +19,7 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
     page = arena.page_size
     sharing = tree_cache.supports_prefix_sharing()
     kinds = []
-    for index, (kind, census) in enumerate(
-        zip(arena.plan.kinds, arena.core.census(), strict=True)
-    ):
+    for index, (kind, census) in enumerate(zip(arena.plan.kinds, arena.core.census(), strict=True)):
         cached = 0
         if sharing:
             cached = (
@@ -42,8 +40,7 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
                 "slots_reserved": census.reserved_small_pages * page,
                 "slots_free": census.hole_small_pages * page,
                 "partial_page_waste_bytes": (
-                    (census.reserved_small_pages + census.hole_small_pages)
-                    * kind.small_page_bytes
+                    (census.reserved_small_pages + census.hole_small_pages) * kind.small_page_bytes
                 ),
                 "padding_waste_bytes": used * kind.padding_bytes_per_slot,
             }

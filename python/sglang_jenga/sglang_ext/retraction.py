@@ -2,9 +2,9 @@
 """Nobody is aborted for want of memory: the last request that runs is retracted like the others.
 
 SGLang retracts running requests until the rest can decode, but never the prompt that is half-way
-through its chunks. If that prompt's slots leave no room for even one request, SGLang aborts it. Here
-it goes back to the queue instead: the prompt can then finish, and any request that was admitted fits
-an arena it has to itself (``DemandModel.longest_request_tokens``).
+through its chunks. If that prompt's slots leave no room for even one request, SGLang aborts it.
+Here it goes back to the queue instead: the prompt can then finish, and any request that was
+admitted fits an arena it has to itself (``DemandModel.longest_request_tokens``).
 """
 
 from __future__ import annotations

@@ -232,7 +232,8 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
     from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 
-    from sglang_jenga.sglang_ext.allocator import HybridArenaAllocator, UniformArenaAllocator
+    from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
+    from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
     from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
     from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 

@@ -207,9 +207,7 @@ class ArenaWindowComponent(SWAComponent):
             prefix_tokens += length
             live = node.component_data[self.component_type].value is not None
             live_tail = live_tail + length if live else 0
-            return is_hit(
-                Dependency.CHUNKED, prefix_tokens, live_tail, self.sliding_window_size
-            )
+            return is_hit(Dependency.CHUNKED, prefix_tokens, live_tail, self.sliding_window_size)
 
         return is_valid
 

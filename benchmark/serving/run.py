@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock pools against the Jenga arena: same bytes, checkpoint and ``bench_serving`` workload.
+
+    python benchmark/serving/run.py [--shape gemma3 gpt_oss] [--rounds 3] [--out results/]
+
+Each round starts one server after the other (stock, jenga, stock, jenga, ...), so a drift of the
+machine hits both. Figures are ratios within one run; absolute times on a CPU mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A checkpoint and a workload that memory bounds."""
+
+    family: str
+    max_total_tokens: int
+    server_flags: tuple[str, ...]
+    workloads: dict[str, tuple[str, ...]]
+
+
+LONG = ("--dataset-name", "random-ids", "--random-range-ratio", "1.0")
+SHARED = ("--dataset-name", "generated-shared-prefix", "--gsp-output-len", "48")
+SHAPES = {
+    "gemma3": Shape(
+        family="gemma3",
+        max_total_tokens=9000,
+        server_flags=(),
+        workloads={
+            "long prompts": (
+                *LONG,
+                "--num-prompts",
+                "24",
+                "--random-input-len",
+                "2500",
+                "--random-output-len",
+                "128",
+            ),
+            "shared prefixes": (
+                *SHARED,
+                "--gsp-num-groups",
+                "6",
+                "--gsp-prompts-per-group",
+                "5",
+                "--gsp-system-prompt-len",
+                "1500",
+                "--gsp-question-len",
+                "300",
+            ),
+        },
+    ),
+    "gpt_oss": Shape(
+        family="gpt_oss",
+        max_total_tokens=6000,
+        server_flags=(),
+        workloads={
+            "long prompts": (
+                *LONG,
+                "--num-prompts",
+                "24",
+                "--random-input-len",
+                "1500",
+                "--random-output-len",
+                "96",
+            ),
+            "shared prefixes": (
+                *SHARED,
+                "--gsp-num-groups",
+                "6",
+                "--gsp-prompts-per-group",
+                "5",
+                "--gsp-system-prompt-len",
+                "1000",
+                "--gsp-question-len",
+                "200",
+            ),
+        },
+    ),
+}
+MANAGERS = ("stock", "jenga")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One workload on one server. Token counts and log figures come from the server itself."""
+
+    shape: str
+    manager: str
+    workload: str
+    round: int
+    output_tokens_per_s: float
+    duration_s: float
+    mean_running: float
+    peak_running: int
+    retracted: int
+    hit_percent: float
+    completed: int
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real server in its own process group; its log is the source of batch figures."""
+
+    def __init__(self, checkpoint: Path, shape: Shape, manager: str, log: Path) -> None:
+        self.port = free_port()
+        self.log = log
+        command = [
+            sys.executable, "-m", "sglang.launch_server", "--model-path", str(checkpoint),
+            "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu",
+            "--dtype", "float32", "--mem-fraction-static", "0.1",
+            "--max-total-tokens", str(shape.max_total_tokens), "--chunked-prefill-size", "1024",
+            "--decode-log-interval", "1", "--random-seed", "0", *shape.server_flags,
+        ]  # fmt: skip
+        if manager == "jenga":
+            command += ["--radix-cache-backend", "jenga"]
+        # Both sides compute attention with the same backend, so only memory differs.
+        environ = {**os.environ, "SGLANG_JENGA_REFERENCE_ATTENTION": "1"}
+        self.process = subprocess.Popen(
+            command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environ,
+            start_new_session=True,
+        )  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait(self, limit_s: float = 300) -> None:
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise SystemExit(f"server died at start:\n{self.log.read_text()[-3000:]}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/health_generate", timeout=5):
+                    return
+            except OSError:
+                time.sleep(1)
+        raise SystemExit(f"server not up after {limit_s} s:\n{self.log.read_text()[-3000:]}")
+
+    def post(self, path: str) -> None:
+        request = urllib.request.Request(f"{self.url}{path}", method="POST")
+        with urllib.request.urlopen(request, timeout=60):
+            pass
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def log_figures(text: str) -> dict[str, float]:
+    """Running batch per decode step, retractions and hit rate out of a server's log."""
+    running = [int(n) for n in re.findall(r"Decode batch.*?#running-req: (\d+)", text)]
+    retracted = sum(int(n) for n in re.findall(r"#retracted_reqs: (\d+)", text))
+    new = sum(int(n) for n in re.findall(r"Prefill batch.*?#new-token: (\d+)", text))
+    cached = sum(int(n) for n in re.findall(r"Prefill batch.*?#cached-token: (\d+)", text))
+    return {
+        "mean_running": round(statistics.fmean(running), 2) if running else 0.0,
+        "peak_running": max(running, default=0),
+        "retracted": retracted,
+        "hit_percent": round(100 * cached / max(1, new + cached), 1),
+    }
+
+
+def bench(server: Server, checkpoint: Path, flags: tuple[str, ...], seed: int) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as out:
+        subprocess.run(
+            [
+                sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang-oai",
+                "--base-url", server.url, "--model", str(checkpoint), "--tokenizer",
+                str(checkpoint), "--seed", str(seed), "--output-file", out.name,
+                "--disable-tqdm", *flags,
+            ],
+            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        return json.loads(Path(out.name).read_text().splitlines()[-1])
+
+
+def measure(name: str, shape: Shape, checkpoint: Path, rounds: int, logs: Path) -> list[Sample]:
+    samples = []
+    for turn in range(rounds):
+        for manager in MANAGERS:
+            log = logs / f"{name}-{manager}-{turn}.log"
+            server = Server(checkpoint, shape, manager, log)
+            try:
+                server.wait()
+                for workload, flags in shape.workloads.items():
+                    server.post("/flush_cache")
+                    start = len(log.read_text())
+                    result = bench(server, checkpoint, flags, seed=turn + 1)
+                    figures = log_figures(log.read_text()[start:])
+                    sample = Sample(
+                        shape=name, manager=manager, workload=workload, round=turn,
+                        output_tokens_per_s=round(result["output_throughput"], 2),
+                        duration_s=round(result["duration"], 2), completed=result["completed"],
+                        **figures,
+                    )  # fmt: skip
+                    print(json.dumps(asdict(sample)), flush=True)
+                    samples.append(sample)
+            finally:
+                server.stop()
+    return samples
+
+
+def median(samples: list[Sample], field: str) -> float:
+    return statistics.median(getattr(sample, field) for sample in samples)
+
+
+def table(samples: list[Sample]) -> str:
+    """Medians over rounds and jenga/stock ratios with their spread over rounds."""
+    lines = [
+        "| shape | workload | manager | running (mean) | peak | retracted | hit % | out tok/s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    ratios = ["", "| shape | workload | running batch x | output tokens/s x (min-max) |"]
+    ratios.append("| --- | --- | --- | --- |")
+    cells = sorted({(s.shape, s.workload) for s in samples})
+    for shape, workload in cells:
+        mine = [s for s in samples if (s.shape, s.workload) == (shape, workload)]
+        by = {
+            m: sorted((s for s in mine if s.manager == m), key=lambda s: s.round) for m in MANAGERS
+        }
+        for manager, rows in by.items():
+            lines.append(
+                f"| {shape} | {workload} | {manager} | {median(rows, 'mean_running'):.1f} | "
+                f"{median(rows, 'peak_running'):.0f} | {median(rows, 'retracted'):.0f} | "
+                f"{median(rows, 'hit_percent'):.1f} | {median(rows, 'output_tokens_per_s'):.1f} |"
+            )
+        pairs = list(zip(by["jenga"], by["stock"], strict=True))
+        running = [j.mean_running / s.mean_running for j, s in pairs]
+        speed = [j.output_tokens_per_s / s.output_tokens_per_s for j, s in pairs]
+        ratios.append(
+            f"| {shape} | {workload} | {statistics.median(running):.2f} | "
+            f"{statistics.median(speed):.2f} ({min(speed):.2f}-{max(speed):.2f}) |"
+        )
+    return "\n".join(lines + ratios) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    from importlib.metadata import version
+
+    from sglang_jenga.tiny import build
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    versions = {p: version(p) for p in ("sglang", "sglang-jenga", "torch")}
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    samples = []
+    with tempfile.TemporaryDirectory() as work:
+        for name in args.shape:
+            checkpoint = build(SHAPES[name].family, Path(work) / name, preset="bench")
+            samples += measure(name, SHAPES[name], checkpoint, args.rounds, Path(work))
+    header = {"command": " ".join(sys.argv), "versions": versions, "machine": machine}
+    raw = [json.dumps(header), *(json.dumps(asdict(sample)) for sample in samples)]
+    (args.out / "serving.jsonl").write_text("\n".join(raw) + "\n")
+    (args.out / "serving.md").write_text(table(samples))
+    print(table(samples))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python scripts/docs_tables.py``: rewrite the tables in docs/ that are made from code.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. The tests compare; this writes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "python"))
+
+from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
+from sglang_jenga.core.geometry import plan_arena  # noqa: E402
+from sglang_jenga.core.plan import format_bytes  # noqa: E402
+from sglang_jenga.sglang_ext.hooks import HOOKS  # noqa: E402
+
+_BLOCK = re.compile(r"(<!-- table ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_ARENA_BYTES = 40 * 2**30
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table, one line per row."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def hooks() -> str:
+    """Everything Jenga attaches to in SGLang, from the table that is checked at start."""
+    return table(
+        ("symbol (below `sglang.srt`)", "how", "needed to", "upstream seam that would replace it"),
+        [
+            (f"`{h.target.removeprefix('sglang.srt.')}`", h.kind, h.reason, h.upstream)
+            for h in HOOKS
+        ],
+    )
+
+
+def geometry() -> str:
+    """How a 40 GiB arena of 2-byte KV is cut for each catalogue model, page size 1."""
+    rows = []
+    for name in CATALOG:
+        plan = plan_arena(model_kinds(name), arena_bytes=_ARENA_BYTES)
+        slots = ", ".join(
+            f"{kind.spec.name} {kind.slot_bytes:,} B x {kind.slots_per_large_page:,}"
+            for kind in plan.kinds
+        )
+        size = format_bytes(plan.large_page_bytes)
+        rows.append((name, slots, size, plan.geometry, f"{plan.padding_percent:.4f} %"))
+    return table(("model", "slot x slots per large page", "large page", "cut", "padding"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"hooks": hooks, "geometry": geometry}
+
+
+def rewritten(text: str) -> str:
+    """``text`` with every marked table made anew. KeyError on an unknown table name."""
+    return _BLOCK.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def main() -> None:
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        old = path.read_text(encoding="utf-8")
+        new = rewritten(old)
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+            print(f"rewrote the tables of {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
