@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from brute_force import brute_force_attention, sees
 
+from brute_force import brute_force_attention, sees
 from sglang_jenga.attention import paged
 from sglang_jenga.attention.paged import Span, attend_paged, plan_batches
 from sglang_jenga.attention.reference import Visibility, attend, visible_keys
@@ -217,6 +217,46 @@ def test_a_chunk_layer_gathers_from_the_start_of_the_chunk_only():
         [span], Visibility(chunk_tokens=64), req_to_token=req_to_token, rows=torch.tensor([0])
     )
     assert batch.slots.tolist() == [list(range(192, 200))]
+
+
+def test_a_prompt_over_chunk_borders_gathers_one_chunk_per_tile():
+    span = Span(first_column=0, num_keys=45, query_start=0, num_queries=40, first_query_position=5)
+    batches = plan_batches(
+        [span],
+        Visibility(chunk_tokens=16),
+        req_to_token=torch.arange(64, dtype=torch.int32).view(1, 64),
+        rows=torch.tensor([0]),
+    )
+    for batch in batches:
+        assert (batch.slots // 16 == batch.slots[:, :1] // 16).all()
+
+
+def test_every_query_is_answered_exactly_once():
+    spans, start = [], 0
+    for cached, new in [(3, 5), (0, 7), (2, 6), (11, 1), (0, 20)]:
+        spans.append(
+            Span(
+                first_column=0,
+                num_keys=cached + new,
+                query_start=start,
+                num_queries=new,
+                first_query_position=cached,
+            )
+        )
+        start += new
+    batches = plan_batches(
+        spans,
+        Visibility(window_tokens=6),
+        req_to_token=torch.zeros(5, 32, dtype=torch.int32),
+        rows=torch.arange(5),
+    )
+    answered = [
+        batch.queries.flatten()
+        if batch.answered is None
+        else batch.queries.flatten()[batch.answered]
+        for batch in batches
+    ]
+    assert sorted(torch.cat(answered).tolist()) == list(range(start))
 
 
 def test_decode_of_similar_lengths_is_one_gather_and_padding_stays_below_twice_the_keys():

@@ -7,14 +7,18 @@ to evict and to retract. A broken promise raises there.
 
 from __future__ import annotations
 
+import os
 import random
 from bisect import bisect_left
 
 import pytest
 from machine import Machine, make_kinds, make_plan
 from scheduler import Loop
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
+from sglang_jenga.sglang_ext.config import TEST_SEED
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds
 
@@ -26,6 +30,7 @@ KINDS = {
     "chunked": make_kinds(full_layers=1, window_layers=3, span=W, chunked=True),
 }
 SMALL_ARENA_TOKENS = 300
+SEED = int(os.environ.get(TEST_SEED, "0"))
 
 
 def make_machine(
@@ -56,7 +61,7 @@ def make_machine(
     )
 
 
-def traffic(machine: Machine, seed: int, *, requests: int = 60) -> Loop:
+def traffic(machine: Machine, seed: int, *, requests: int) -> Loop:
     """Random prompts, many with a shared beginning, arriving a few at a time."""
     rng = random.Random(seed)
     loop = Loop(machine=machine, new_token_ratio=rng.choice((0.05, 0.3, 1.0)))
@@ -86,19 +91,18 @@ def traffic(machine: Machine, seed: int, *, requests: int = 60) -> Loop:
 def test_no_allocation_fails_after_admission_and_nobody_starves(
     kinds: ModelKinds, page_tokens: int, cached: bool
 ) -> None:
-    for seed in range(3):
-        machine = make_machine(kinds, page_tokens=page_tokens, cached=cached)
-        loop = traffic(machine, seed)
-        loop.run()
-        assert machine.problems() == []
-        machine.flush()
-        assert machine.arena.core.num_free_large_pages == machine.plan.usable_large_pages
+    machine = make_machine(kinds, page_tokens=page_tokens, cached=cached)
+    loop = traffic(machine, SEED + 1, requests=25)
+    loop.run()
+    assert machine.problems() == []
+    machine.flush()
+    assert machine.arena.core.num_free_large_pages == machine.plan.usable_large_pages
 
 
 def test_the_traffic_of_these_tests_evicts_and_retracts() -> None:
-    """Guard: in a roomy arena the claims above would be empty."""
+    """Guard: in a roomy arena the claim above would be empty."""
     machine = make_machine(KINDS["window"])
-    loop = traffic(machine, 1)
+    loop = traffic(machine, 1, requests=25)
     loop.run()
     assert loop.retractions > 0
     assert all(tokens > 0 for tokens in machine.tree.evicted_tokens.values())
@@ -109,22 +113,24 @@ def test_the_traffic_of_these_tests_evicts_and_retracts() -> None:
 def test_the_longest_request_is_served_by_an_idle_server_whatever_it_has_cached(
     kinds: ModelKinds, page_tokens: int
 ) -> None:
-    rng = random.Random(page_tokens)
-    for _ in range(4):
-        machine = make_machine(kinds, page_tokens=page_tokens)
-        loop = traffic(machine, rng.randrange(100), requests=20)
-        loop.run()
-        longest = machine.demand.longest_request_tokens(machine.plan)
-        output = rng.randrange(1, longest // 2)
+    rng = random.Random(SEED)
+    machine = make_machine(kinds, page_tokens=page_tokens)
+    longest = machine.demand.longest_request_tokens(machine.plan)
+    for pinned in (0, 60):  # tokens that the request finds in the cache, and so pins
+        for _ in range(12):
+            others = [rng.randrange(1000) for _ in range(rng.randrange(1, 100))]
+            machine.finish(machine.prefill(others, max_new=1, chunk=20))
+        output = rng.randrange(40, longest // 2)
         prompt = [rng.randrange(1000) for _ in range(longest - output - page_tokens)]
-        cached = loop.log and rng.random() < 0.5
-        if cached:  # continue something that the cache knows, to pin it
-            prompt[:40] = range(40)
-            machine.finish(machine.prefill(prompt[:60], max_new=1))
+        if pinned:
+            machine.finish(machine.prefill(prompt[:pinned], max_new=1))
+            assert machine.hit(prompt) == pinned // page_tokens * page_tokens
+        loop = Loop(machine=machine)
         req = machine.request(prompt, max_new=output)
         assert loop.submit(req)
         loop.run()
         assert len(req.output_ids) == output
+        assert loop.retractions == 0, "it had the server to itself"
 
 
 def test_a_request_longer_than_the_arena_is_refused_at_once() -> None:
@@ -138,17 +144,69 @@ def test_a_request_longer_than_the_arena_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("page_tokens", [1, 16])
-@pytest.mark.parametrize("kinds", KINDS.values(), ids=list(KINDS))
-def test_decisions_depend_on_the_stream_of_requests_alone(
-    kinds: ModelKinds, page_tokens: int
-) -> None:
+@pytest.mark.parametrize("kind", ["window", "chunked"])
+def test_decisions_depend_on_the_stream_of_requests_alone(kind: str, page_tokens: int) -> None:
     """Tensor-parallel ranks decide apart and must stay together, slot for slot."""
     logs = []
     for _ in range(2):
-        loop = traffic(make_machine(kinds, page_tokens=page_tokens), 7)
+        loop = traffic(make_machine(KINDS[kind], page_tokens=page_tokens), SEED + 7, requests=20)
         loop.run()
         logs.append(loop.log)
-    assert logs[0] == logs[1]
+    assert len(logs[0]) > 100 and logs[0] == logs[1]
+
+
+# ---- a half-done prompt ------------------------------------------------------------------------
+
+
+def half_done(machine: Machine, *, tokens: int) -> Req:
+    """A prompt that has computed ``tokens`` tokens and waits for its next chunk."""
+    req = machine.request(range(500, 500 + 2 * tokens))
+    machine.admit(req, tokens=tokens)
+    machine.extend([req])
+    machine.stash(req)
+    return req
+
+
+def retract(machine: Machine, running: list[Req]) -> tuple[list[Req], float, list[Req]]:
+    """What SGLang does when running requests cannot decode: (retracted, ratio, aborted)."""
+    batch = machine.batch(running, ForwardMode.DECODE)
+    assert not batch.check_decode_mem()
+    return batch.retract_decode()
+
+
+def test_the_last_request_gives_way_to_a_half_done_prompt_and_is_not_aborted() -> None:
+    machine = make_machine(KINDS["uniform"])
+    half_done(machine, tokens=machine.arena.available_size() - 10)
+    last = machine.prefill(range(10), max_new=100)
+    retracted, _, aborted = retract(machine, [last])
+    assert (retracted, aborted) == ([last], [])
+    assert last.to_finish is None and not last.kv.holds_kv
+
+
+def test_a_request_that_made_no_progress_since_its_restart_is_aborted() -> None:
+    machine = make_machine(KINDS["uniform"], cached=False)
+    last = machine.prefill(range(9), max_new=100)
+    for again in (False, True):
+        if again:
+            machine.admit(last)
+            machine.extend([last])
+        free = machine.arena.available_size()
+        others = machine.arena.core.extend([machine.rows.num_rows - 1], [[free]])[0]
+        retracted, _, aborted = retract(machine, [last])
+        assert (retracted, aborted) == (([], [last]) if again else ([last], []))
+        machine.arena.core.free(0, others)
+    assert last.to_finish.message.startswith("Out of memory")
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "radix disabled"])
+def test_a_half_done_prompt_gives_its_dead_window_slots_back_before_its_next_chunk(
+    cached: bool,
+) -> None:
+    machine = make_machine(KINDS["window"], cached=cached, longest=600)
+    half_done(machine, tokens=100)
+    machine.tree.evict_until(lambda: False)
+    assert machine.arena.used_tokens(0) == 100
+    assert machine.arena.used_tokens(1) == W
 
 
 # ---- the budget object by itself ---------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_ministral_served_by_sglang_equals_transformers(tmp_path: Path):
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
     command = [sys.executable, str(script), str(path), json.dumps(prompts), str(new_tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     line = next((x for x in done.stdout.splitlines() if x.startswith("ANSWERS")), None)
     assert line is not None, done.stdout[-2000:] + done.stderr[-4000:]
 

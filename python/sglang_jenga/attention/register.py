@@ -10,7 +10,8 @@ backend choices right after plugins load. The backend then serves in three cases
 | no attention flag, device cpu, `enabled(server_args)` | instead of torch_native or intel_amx |
 | no attention flag, device cpu, `SGLANG_JENGA_REFERENCE_ATTENTION=1` | likewise, on any cache |
 
-Otherwise nothing changes: a backend that the user names is left alone. Upstream seams: `attention_registry`, `choices`, `resolution_hooks`.
+Otherwise nothing changes: a backend that the user names is left alone.
+Upstream seams: `attention_registry`, `choices`, `resolution_hooks`.
 """
 
 from __future__ import annotations

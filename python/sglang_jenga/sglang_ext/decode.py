@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sglang.srt.environ import envs
 
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import IntArray
@@ -94,13 +93,14 @@ def _slide_windows(
         return
     span = tree_cache.swa_retain_window
     interval = arena.demand.slide_interval_tokens(arena.plan)
-    release_lock = envs.SGLANG_OPT_RELEASE_PREFILL_SWA.get()
     for i in due.tolist():
         req = reqs[i]
         # Under overlap scheduling the request's prefill may still be running in its first step.
         if req.decode_batch_idx < 1:
             continue
         tree_cache.evict_sliding_windows(req, req.seqlen - 1)
-        if release_lock and req.decode_batch_idx >= span:
+        # Past a whole span nothing reads the prompt's window: it stays cached, no longer pinned.
+        # (Upstream's opt-in SGLANG_OPT_RELEASE_PREFILL_SWA; without it a request pins two windows.)
+        if req.decode_batch_idx > span:
             tree_cache.release_swa_prefix_lock(req)
         arena.slide_at[rows[i]] = int(seq_lens[i]) + interval

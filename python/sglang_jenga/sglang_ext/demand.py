@@ -19,6 +19,8 @@ from sglang_jenga.core.plan import ArenaPlan
 #: Longest open run of a row, in tokens. A run is memory set aside: it must stay small beside a
 #: request, yet long enough that a decode step rarely opens a new one.
 MAX_RUN_TOKENS = 128
+#: Most dead window slots a running request keeps (SGLANG_SWA_EVICTION_INTERVAL's default).
+MAX_SLIDE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +45,14 @@ class DemandModel:
     def slide_interval_tokens(self, plan: ArenaPlan) -> int:
         """Tokens a window moves before its dead slots are given back.
 
-        At least a large page's worth (less frees none) and about a sixteenth of the span, so that
-        dead slots cost at most 1/16 of a window and sliding is rare work.
+        At least a large page's worth (less frees none) and otherwise a sixteenth of the span, so
+        that dead slots cost little of a window; no more than SGLang's own default, beyond which
+        sliding less often saves no work worth having.
         """
         if self.span_tokens is None:
             return 0
         unit = plan.kinds[1].slots_per_large_page
-        wanted = max(unit, self.span_tokens // 16, self.page_tokens)
+        wanted = max(unit, min(self.span_tokens // 16, MAX_SLIDE_TOKENS), self.page_tokens)
         return -(-wanted // unit) * unit
 
     def window_tokens(self, extend: int, max_new: int, chunk: int | None, interval: int) -> int:
@@ -63,8 +66,7 @@ class DemandModel:
 
         For a window kind that moment is early in decoding, with page-rounded span A, interval I:
 
-            2 A     prefix in the tree: the lock covers the span, in whole nodes of up to A tokens,
-                    and SGLang releases it once a span has been generated
+            A       the prompt's last span, pinned in the tree until a span has been generated
             A + I   the request's own tokens before they slide for the first time
             2       pages: the one that prompt and output share, the one being taken
 
@@ -77,7 +79,7 @@ class DemandModel:
         if self.chunk_tokens is not None:
             span_pages = -(-self.span_tokens // self.page_tokens)
             interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
-            window = min(full, 3 * span_pages + interval_pages + 2)
+            window = min(full, 2 * span_pages + interval_pages + 2)
         return [full, window]
 
     def longest_request_tokens(self, plan: ArenaPlan) -> int:

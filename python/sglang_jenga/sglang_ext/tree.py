@@ -32,7 +32,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
     EvictDeviceNextNodeResult,
 )
 
-from sglang_jenga.cache.predicates import dead_before, is_hit
+from sglang_jenga.cache.predicates import dead_before, is_hit, needed_tail
 from sglang_jenga.core.kinds import Dependency
 
 CORE_NAME = "jenga"
@@ -160,12 +160,17 @@ class ArenaTreeCore(UnifiedTreeCore):
             return leaf
         return window if window.is_leaf or not self._is_cheap(window.node) else leaf
 
+    def prefix_tokens(self, node: UnifiedTreeNode) -> int:
+        """Tokens from the root to the end of ``node``."""
+        total = 0
+        while node is not self.root_node:
+            total += len(node.key)
+            node = node.parent
+        return total
+
     def _is_cheap(self, node: UnifiedTreeNode) -> bool:
         """Whether a hit at ``node`` has fewer bytes in window slots than in full slots."""
-        prefix_tokens = 0
-        while node is not self.root_node:
-            prefix_tokens += len(node.key)
-            node = node.parent
+        prefix_tokens = self.prefix_tokens(node)
         full_bytes, window_bytes = self._slot_bytes
         span = self.components_by_type[ComponentType.SWA].sliding_window_size
         return prefix_tokens * full_bytes > min(prefix_tokens, span) * window_bytes
@@ -210,6 +215,33 @@ class ArenaWindowComponent(SWAComponent):
             return is_hit(Dependency.CHUNKED, prefix_tokens, live_tail, self.sliding_window_size)
 
         return is_valid
+
+    def acquire_component_lock(
+        self, node: UnifiedTreeNode, result: Any, lock_host: bool = False
+    ) -> Any:
+        """Pin what a request that continues at ``node`` reads of this kind, and no more.
+
+        Upstream pins whole nodes until they cover the window. Where the last of them reaches
+        further back it is split there first, so that slots no running request reads stay
+        evictable; a chunked kind needs only its chunk so far. At least one page is pinned, because
+        a release without a boundary would walk to the root.
+        """
+        core, span, page = self.tree_core, self.sliding_window_size, self.tree_core.page_size
+        need = needed_tail(self.dependency, core.prefix_tokens(node), span)
+        need = max(page, -(-need // page) * page)
+        covered, boundary = 0, node
+        while boundary is not core.root_node:
+            covered += len(boundary.key)
+            if covered >= need:
+                break
+            boundary = boundary.parent
+        if boundary is not core.root_node and covered > need:
+            core._split_node(boundary.key, boundary, covered - need)
+        self.sliding_window_size = need
+        try:
+            return super().acquire_component_lock(node, result, lock_host)
+        finally:
+            self.sliding_window_size = span
 
     def _free_out_of_window_slots(self, req: Any, pre_len: int) -> None:
         # pre_len is the last position of the cached key; the key itself is one longer.
