@@ -49,7 +49,7 @@ def find_python():
 
 def run(command, what, remedy):
     """Run one step with its output in view; stop where it fails."""
-    print("+ " + " ".join(command).split("\n")[0], flush=True)
+    print("+ " + " ".join(command if "-c" not in command else [*command[:2], "..."]), flush=True)
     try:
         code = subprocess.call(command)
     except OSError as error:

@@ -12,7 +12,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,14 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from server.compare import LOGPROB_TOLERANCE  # noqa: E402
-from server.matrix import (  # noqa: E402
-    CannotServe,
-    Family,
-    play,
-    prepare,
-    reference_of,
-    scenarios_of,
-)
+from server.matrix import CannotServe, Family, play, prepare, reference_of  # noqa: E402
 from server.scenarios import SCENARIOS  # noqa: E402
 from server.variants import VARIANTS, Variant, jenga_spec  # noqa: E402
 
@@ -44,11 +37,18 @@ def main() -> int:
     failed = 0
     for name in args.family:
         family = prepare(name, args.work_dir)
-        for variant in VARIANTS:
-            if variant.name not in args.variant:
-                continue
+        chosen = [v for v in VARIANTS if v.name in args.variant]
+        for variant in chosen:
             scenarios = [s for s in variant.scenarios if s in args.scenario]
-            for row in _rows(family, variant, scenarios):
+            # What other variants will compare with is recorded by the same stock server.
+            needed = [
+                s
+                for v in chosen
+                if v.reference == variant.reference
+                for s in v.scenarios
+                if s in args.scenario
+            ]
+            for row in _rows(family, variant, scenarios, dict.fromkeys(needed)):
                 failed += row["status"] == "failed"
                 _print(row)
                 _store(row)
@@ -72,7 +72,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _rows(family: Family, variant: Variant, scenarios: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(
+    family: Family, variant: Variant, scenarios: list[str], needed: Iterable[str]
+) -> Iterator[dict[str, Any]]:
     if not scenarios:
         return
     spec = jenga_spec(variant, family.name, family.checkpoint, family.adapter)
@@ -87,7 +89,7 @@ def _rows(family: Family, variant: Variant, scenarios: list[str]) -> Iterator[di
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        reference = reference_of(family, variant.reference, scenarios_of(variant.reference))
+        reference = reference_of(family, variant.reference, needed)
     except CannotServe as error:
         for scenario in scenarios:
             yield common | {"scenario": scenario, "status": "skipped", "failure": str(error)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.adapter import build_adapter
-from server.launch import ServerDied, serving
+from server.launch import ServerDied, last_error, serving
 from server.reference import Reference, fingerprint
 from server.run import Outcome, Setting, Tally, check, record
 from server.scenarios import SCENARIOS
@@ -75,7 +75,9 @@ def reference_of(family: Family, name: str, scenarios: Iterable[str]) -> Referen
                 record(SCENARIOS[scenario], server, reference, setting)
                 reference.recorded.add((scenario, workload))
     except ServerDied as error:
-        raise CannotServe(f"stock SGLang cannot serve {family.name} ({name}): {error}") from error
+        raise CannotServe(
+            f"stock SGLang does not start ({name}): {last_error(log_path)}; log: {log_path.name}"
+        ) from error
     finally:
         reference.save()
     return reference
@@ -83,12 +85,6 @@ def reference_of(family: Family, name: str, scenarios: Iterable[str]) -> Referen
 
 def _lora_name(reference: str) -> str | None:
     return next((v.setting.lora for v in VARIANTS if v.reference == reference), None)
-
-
-def scenarios_of(reference: str) -> list[str]:
-    """Every scenario that some variant compares with this reference."""
-    names = (s for v in VARIANTS if v.reference == reference for s in v.scenarios)
-    return list(dict.fromkeys(names))
 
 
 def play(

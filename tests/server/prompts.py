@@ -34,9 +34,14 @@ MIXED = tuple(
     for i, length in enumerate(_LENGTHS)
 )
 
-#: Requests that grow while they run, so that a small pool must take memory back from some.
+#: Requests that grow while they run, so that a small pool must take memory back from some. They may
+#: end early (they do not): SGLang without a radix cache admits others by their exact future.
 GROWING = tuple(
-    ask(words(3000 + i // 3, 60) + words(4000 + i, 20 + 9 * (i % 5)), max_new_tokens=64)
+    Request(
+        input_ids=words(3000 + i // 3, 60) + words(4000 + i, 20 + 9 * (i % 5)),
+        max_new_tokens=64,
+        sampling={"ignore_eos": False},
+    )
     for i in range(24)
 )
 

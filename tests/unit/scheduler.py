@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's scheduling loop in miniature around its own ``PrefillAdder``, on a :class:`Machine`.
 
-What is left out of the real loop has no part in memory: sampling, streaming, overlap, LoRA. Requests
-run to their ``max_new`` tokens. Anything that SGLang would crash or hang on raises here:
+What is left out of the real loop has no part in memory: sampling, streaming, overlap, LoRA.
+Requests run to their ``max_new`` tokens. What would crash or hang SGLang raises here:
 
 * an allocation that fails after admission (SGLang's own RuntimeError)
 * nothing runs, somebody waits, nobody is admitted (:class:`Stuck`)
-* a lone request that is aborted because it cannot be decoded (:class:`Stuck`)
+* a request is aborted for want of memory (:class:`Stuck`)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from machine import Machine
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from machine import Machine
 
 
 class Stuck(AssertionError):

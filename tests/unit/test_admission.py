@@ -12,11 +12,11 @@ import random
 from bisect import bisect_left
 
 import pytest
-from machine import Machine, make_kinds, make_plan
-from scheduler import Loop
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from machine import Machine, make_kinds, make_plan
+from scheduler import Loop
 from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
 from sglang_jenga.sglang_ext.config import TEST_SEED
 from sglang_jenga.sglang_ext.demand import DemandModel

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from machine import make_kinds, make_plan
 
+from machine import make_kinds, make_plan
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext.demand import MAX_RUN_TOKENS, DemandModel
 

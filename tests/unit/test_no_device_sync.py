@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from lives import live
 from machine import Machine, make_kinds
 from no_sync import DEVICE, READ_BACK, DeviceWaits, no_device_sync
-
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 

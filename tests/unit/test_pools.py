@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from machine import DTYPE, make_kinds, make_plan
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
+from machine import DTYPE, make_kinds, make_plan
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.plan import ArenaPlan, KindPlan
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hit predicates and retention as tables, to be read beside the Jenga paper.
 
-A row of a table is a cached prompt: ``#`` where a token's slot of the kind still exists, ``.`` where
-it was given back. Beside it stand all prefix lengths that are valid hits.
+A row of a table is a cached prompt: ``#`` where a token's slot of the kind still exists, ``.``
+where it was given back. Beside it stand all prefix lengths that are valid hits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,7 @@ def live_tail(prompt: str, prefix_tokens: int) -> int:
 
 
 def hits(dependency: Dependency, prompt: str, span: int) -> list[int]:
-    return [
-        n
-        for n in range(len(prompt) + 1)
-        if is_hit(dependency, n, live_tail(prompt, n), span)
-    ]
+    return [n for n in range(len(prompt) + 1) if is_hit(dependency, n, live_tail(prompt, n), span)]
 
 
 @pytest.mark.parametrize(

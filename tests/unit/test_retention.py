@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from machine import Machine, make_kinds
 from sglang.srt.managers.schedule_batch import Req
 
+from machine import Machine, make_kinds
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from lives import live
 from machine import Machine, make_kinds
-
 from sglang_jenga.arena.tables import Translation, to_device
 from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator

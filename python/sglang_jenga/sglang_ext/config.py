@@ -66,8 +66,10 @@ def load_config(environ: Mapping[str, str] | None = None) -> JengaConfig:
     environ = os.environ if environ is None else environ
     for name in environ:
         if name.startswith(PREFIX) and name not in KNOWN:
-            close = difflib.get_close_matches(name, KNOWN, n=1)
-            hint = f", did you mean {close[0]}?" if close else f": known are {', '.join(KNOWN)}"
+            tails = [known.removeprefix(PREFIX) for known in KNOWN]
+            close = difflib.get_close_matches(name.removeprefix(PREFIX), tails, n=1)
+            meant = f", did you mean {PREFIX}{close[0]}?" if close else ""
+            hint = meant or f": known are {', '.join(KNOWN)}"
             raise ConfigError(f"unknown setting {name}{hint}")
     size = environ.get(ARENA_SIZE, "").strip()
     return JengaConfig(arena_bytes=parse_size(size, name=ARENA_SIZE) if size else None)

@@ -70,6 +70,13 @@ HOOKS: tuple[Hook, ...] = (
         upstream="retract the last request while a half-done prompt can still make progress",
     ),
     Hook(
+        target=f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init",
+        parameters=("self", "req", "recv_req"),
+        kind="around",
+        reason="answer a beam search request with why it is not served",
+        upstream="a capability of the allocator that the coordinator asks for",
+    ),
+    Hook(
         target=(
             f"{_SRT}.managers.scheduler_components.internal_state"
             ".SchedulerInternalStateController._add_memory_usage"

@@ -156,8 +156,8 @@ def group_layers(layers: Iterable[AttentionLayer]) -> ModelKinds:
     """Sort layers into kinds.
 
     Raises:
-        ConfigError: layers of one kind differ in heads or dims, windows and chunks are mixed, or
-            no layer attends to everything (each named).
+        ConfigError: layers of one kind differ in heads or dims, windows and chunks are mixed, no
+            layer attends to everything, or a layer in between stores nothing (each named).
     """
     full: list[AttentionLayer] = []
     window: list[AttentionLayer] = []
@@ -186,6 +186,15 @@ def group_layers(layers: Iterable[AttentionLayer]) -> ModelKinds:
                 f"layer {window[0].layer_id}",
                 f"{window[0].dependency} attention like every other layer",
                 "SGLang addresses requests by full-attention slots and there are none",
+            )
+        )
+    gap = next((i for i, layer in enumerate(full) if layer.layer_id != i), None)
+    if not window and gap is not None:
+        raise ConfigError(
+            _unsupported(
+                f"layer {gap}",
+                "no K/V while later layers store some",
+                "SGLang finds K/V buffers of such a model by layer number, without gaps",
             )
         )
     return ModelKinds(full=tuple(full), window=tuple(window))

@@ -13,7 +13,7 @@ from typing import Any
 
 from sglang_jenga.sglang_ext import hooks
 from sglang_jenga.sglang_ext.config import BACKEND_NAME, add_flags, export_flags
-from sglang_jenga.sglang_ext.refusals import check_early, check_resolved
+from sglang_jenga.sglang_ext.refusals import check_early, check_resolved, reject_beam_search
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
         f"{configurator}.config_from_budget": _config_from_budget,
         f"{configurator}._init_pools": _init_pools,
         f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode": _retract_decode,
+        f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init": _validate_beam,
         (
             f"{_SRT}.managers.scheduler_components.internal_state"
             ".SchedulerInternalStateController._add_memory_usage"
@@ -137,6 +138,16 @@ def _retract_decode(result: Any, batch: Any) -> Any:
     from sglang_jenga.sglang_ext.retraction import retract_the_last_too
 
     return retract_the_last_too(result, batch)
+
+
+def _validate_beam(
+    original: Callable[..., str | None], coordinator: Any, req: Any, recv_req: Any
+) -> str | None:
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+
+    if isinstance(coordinator.token_to_kv_pool_allocator, ArenaAllocatorBase):
+        return reject_beam_search()
+    return original(coordinator, req, recv_req)
 
 
 def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> None:

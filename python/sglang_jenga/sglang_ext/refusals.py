@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Jenga refuses at start: one row per feature, with flag, value, reason and alternative.
 
-``early`` rows look at what the user wrote, before SGLang resolves defaults; all rows are checked
-again on the resolved configuration, so that a feature SGLang switches on by itself is caught too.
+The launcher checks twice: what the user wrote, before SGLang resolves defaults (early, so that the
+message names what they wrote), and what SGLang resolved to, so that a feature it switches on by
+itself is caught too. Models are refused after they are built, when their layers are known.
+
+``docs/refusals.md`` is made from this table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,177 +22,290 @@ from sglang_jenga.sglang_ext.config import load_config
 class Refusal:
     """One refused feature.
 
-    flag: the command line flag. field: its name on ServerArgs.
-    refuses: whether a value of the field is refused. explicit_only: SGLang sets the field by itself
-        for some models, where it is harmless; refuse it only when the user wrote it.
+    flag: what the user writes, a command line flag or an environment variable.
+    field: its name on ServerArgs, or on ``sglang.srt.environ.envs`` for a variable.
+    values: the refused values in words. example: one of them, as written on the command line.
+    refuses: whether a value of the field is refused.
+    explicit_only: SGLang sets the field by itself for some models, where it is harmless; refuse it
+        only when the user wrote it.
     """
 
     flag: str
     field: str
-    refuses: Callable[[Any], bool]
     reason: str
     alternative: str
+    values: str = "on"
+    example: str = ""
+    refuses: Callable[[Any], bool] = bool
     explicit_only: bool = False
 
+    @property
+    def is_environment(self) -> bool:
+        return not self.flag.startswith("--")
 
-def _is_set(value: Any) -> bool:
-    return bool(value)
+    def value_in(self, config: Any) -> Any:
+        """The field's present value. AttributeError when SGLang has no such field."""
+        if not self.is_environment:
+            return getattr(config, self.field)
+        from sglang.srt.environ import envs
+
+        return getattr(envs, self.field).get()
 
 
-def _not(*allowed: Any) -> Callable[[Any], bool]:
+def _other_than(*allowed: Any) -> Callable[[Any], bool]:
     return lambda value: value not in allowed
 
 
+def _more_than_one(value: Any) -> bool:
+    return (value or 1) > 1
+
+
+#: Attention backends that read K/V through strides and through the window translation table.
+ATTENTION_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", "trtllm_mha", "jenga_ref")
+#: Reads window layers through untranslated slots: right only for a model without windows.
+UNTRANSLATED_BACKEND = "torch_native"
+#: Those that compute chunked-local attention; the others would attend to the whole prefix.
+CHUNKED_BACKENDS = ("fa3", "fa4", "jenga_ref")
+
 _STRIDED = "it copies per-layer contiguous regions, and the arena interleaves layers in a slot"
+_DROP = "drop the flag"
+_STATES = "recurrent states are not in the arena yet"
+
+
+def _attention_row(flag: str, field: str) -> Refusal:
+    return Refusal(
+        flag=flag,
+        field=field,
+        values=f"other than {', '.join((*ATTENTION_BACKENDS, UNTRANSLATED_BACKEND))}",
+        example="flex_attention",
+        refuses=_other_than(*ATTENTION_BACKENDS, UNTRANSLATED_BACKEND, None),
+        reason="it was not checked on strided K/V with translated window slots",
+        alternative="use flashinfer, triton or fa3 (jenga_ref on a CPU)",
+    )
+
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         flag="--enable-unified-memory",
         field="enable_unified_memory",
-        refuses=_is_set,
         reason="both replace the KV pools",
         alternative="drop one of the two",
     ),
     Refusal(
         flag="--enable-page-major-kv-layout",
         field="enable_page_major_kv_layout",
-        refuses=_is_set,
         reason="the arena has its own layout",
-        alternative="drop the flag: the arena's slots are token-major already",
+        alternative=f"{_DROP}: the arena's slots are token-major already",
     ),
     Refusal(
         flag="--enable-kv-cache-sharding",
         field="enable_kv_cache_sharding",
-        refuses=_is_set,
         reason="sharded pools address pages by owner rank",
-        alternative="drop the flag",
+        alternative=_DROP,
     ),
     Refusal(
         flag="--dcp-size",
         field="dcp_size",
-        refuses=lambda value: (value or 1) > 1,
+        values="above 1",
+        example="2",
+        refuses=_more_than_one,
         reason="decode context parallelism widens slot ids across ranks",
         alternative="use tensor parallelism",
     ),
     Refusal(
         flag="--pp-size",
         field="pp_size",
-        refuses=lambda value: (value or 1) > 1,
+        values="above 1",
+        example="2",
+        refuses=_more_than_one,
         reason="pipeline stages hold different layers, so their arenas would schedule differently",
         alternative="use tensor parallelism",
     ),
     Refusal(
         flag="--kv-cache-dtype",
         field="kv_cache_dtype",
-        refuses=lambda value: value in ("fp4_e2m1", "nvfp4", "mxfp4", "mxfp8", "int4"),
+        values="mxfp8, nvfp4, fp4_mx_block16",
+        example="mxfp8",
+        refuses=lambda value: value in ("mxfp8", "nvfp4", "fp4_mx_block16"),
         reason="block-scaled formats keep scales in separate buffers",
         alternative="use auto, bf16 or fp8_e4m3",
+    ),
+    _attention_row("--attention-backend", "attention_backend"),
+    _attention_row("--prefill-attention-backend", "prefill_attention_backend"),
+    _attention_row("--decode-attention-backend", "decode_attention_backend"),
+    Refusal(
+        flag="--device",
+        field="device",
+        values="other than cuda, cpu",
+        example="npu",
+        refuses=_other_than("cuda", "cpu", None),
+        reason="its attention backends were not checked on strided K/V",
+        alternative="use cuda, or cpu for a test bed",
     ),
     Refusal(
         flag="--enable-hierarchical-cache",
         field="enable_hierarchical_cache",
-        refuses=_is_set,
         reason=_STRIDED,
-        alternative="drop the flag: the arena keeps more prefixes on the device",
+        alternative=f"{_DROP}: the arena keeps more prefixes on the device",
     ),
-    Refusal(
-        flag="--enable-lmcache",
-        field="enable_lmcache",
-        refuses=_is_set,
-        reason=_STRIDED,
-        alternative="drop the flag",
-    ),
-    Refusal(
-        flag="--enable-flexkv",
-        field="enable_flexkv",
-        refuses=_is_set,
-        reason=_STRIDED,
-        alternative="drop the flag",
-    ),
+    Refusal(flag="--enable-lmcache", field="enable_lmcache", reason=_STRIDED, alternative=_DROP),
+    Refusal(flag="--enable-flexkv", field="enable_flexkv", reason=_STRIDED, alternative=_DROP),
     Refusal(
         flag="--enable-unified-cache-external-linker",
         field="enable_unified_cache_external_linker",
-        refuses=_is_set,
         reason=_STRIDED,
-        alternative="drop the flag",
+        alternative=_DROP,
     ),
     Refusal(
         flag="--enable-hisparse",
         field="enable_hisparse",
-        refuses=_is_set,
         reason="hierarchical sparse attention keeps its own device and host pools",
-        alternative="drop the flag",
+        alternative=_DROP,
     ),
     Refusal(
         flag="--disaggregation-mode",
         field="disaggregation_mode",
-        refuses=_not("null", None),
+        values="prefill, decode",
+        example="prefill",
+        refuses=_other_than("null", None),
         reason=_STRIDED + " when KV is sent between servers",
         alternative="serve prefill and decode in one server",
     ),
     Refusal(
         flag="--enable-pd-role-switch",
         field="enable_pd_role_switch",
-        refuses=_is_set,
         reason="it needs the pools of a disaggregated server",
-        alternative="drop the flag",
+        alternative=_DROP,
+    ),
+    Refusal(
+        flag="--disaggregation-decode-enable-offload-kvcache",
+        field="disaggregation_decode_enable_offload_kvcache",
+        reason=_STRIDED,
+        alternative=_DROP,
+    ),
+    Refusal(
+        flag="--enable-pdmux",
+        field="enable_pdmux",
+        reason="prefill and decode run on two streams, and slots are reused in the order of one",
+        alternative="use chunked prefill (--chunked-prefill-size)",
     ),
     Refusal(
         flag="--speculative-algorithm",
         field="speculative_algorithm",
-        refuses=_is_set,
+        values="any",
+        example="NGRAM",
         reason="a draft model's K/V is not a kind of the arena yet",
-        alternative="drop the flag",
+        alternative=_DROP,
     ),
     Refusal(
         flag="--enable-memory-saver",
         field="enable_memory_saver",
-        refuses=_is_set,
         reason="the arena is one buffer outside the memory saver's regions",
-        alternative="drop the flag",
+        alternative=_DROP,
+    ),
+    Refusal(
+        flag="--prefill-only-disable-kv-cache",
+        field="prefill_only_disable_kv_cache",
+        reason="it serves without a KV cache, which is what the arena is",
+        alternative="drop --radix-cache-backend",
     ),
     Refusal(
         flag="--enable-session-radix-cache",
         field="enable_session_radix_cache",
-        refuses=_is_set,
         reason="session-ordered eviction is not part of the arena's one order",
         alternative="use streaming sessions (--enable-streaming-session)",
     ),
     Refusal(
         flag="--radix-eviction-policy",
         field="radix_eviction_policy",
-        refuses=_not("lru", None),
+        values="other than lru",
+        example="lfu",
+        refuses=_other_than("lru", None),
         reason="the arena evicts by one clock across kinds",
         alternative="leave it at lru",
     ),
     Refusal(
+        flag="--disable-hybrid-swa-memory",
+        field="disable_hybrid_swa_memory",
+        reason="the arena always gives window slots back",
+        alternative=_DROP,
+        explicit_only=True,
+    ),
+    Refusal(
+        flag="--enable-encoder-swa-bounded-replay",
+        field="enable_encoder_swa_bounded_replay",
+        reason="it keeps windows per request, outside the prefix tree",
+        alternative=_DROP,
+    ),
+    Refusal(
+        flag="--enable-decoder-swa-bounded-replay",
+        field="enable_decoder_swa_bounded_replay",
+        reason="it writes windows of a prompt's tail only, and the tree would hit unwritten slots",
+        alternative=_DROP,
+    ),
+    Refusal(
+        flag="--enable-int8-mamba-checkpoint",
+        field="enable_int8_mamba_checkpoint",
+        reason=_STATES,
+        alternative=_DROP,
+    ),
+    Refusal(
+        flag="--enable-linear-replayssm",
+        field="enable_linear_replayssm",
+        reason=_STATES,
+        alternative=_DROP,
+    ),
+    Refusal(
+        flag="--enable-linear-replayssm-spec",
+        field="enable_linear_replayssm_spec",
+        reason=_STATES,
+        alternative=_DROP,
+    ),
+    Refusal(
         flag="--enable-two-batch-overlap",
         field="enable_two_batch_overlap",
-        refuses=_is_set,
         reason="it splits the translated read tables of a batch",
-        alternative="drop the flag",
+        alternative=_DROP,
     ),
     Refusal(
         flag="--dllm-algorithm",
         field="dllm_algorithm",
-        refuses=_is_set,
+        values="any",
+        example="LowConfidence",
         reason="diffusion decoding re-uses slots in place",
-        alternative="drop the flag",
+        alternative=_DROP,
     ),
     Refusal(
-        flag="--enable-beam-search",
-        field="enable_beam_search",
-        refuses=_is_set,
-        reason="beam members fork rows without a request",
-        alternative="use parallel sampling (n > 1)",
+        flag="--kv-canary",
+        field="kv_canary",
+        values="log, raise",
+        example="log",
+        refuses=_other_than("none", None),
+        reason="it patches SGLang's own pool classes and knows no others",
+        alternative="SGLang's memory checks and the arena's audit run without it",
     ),
     Refusal(
-        flag="--disable-hybrid-swa-memory",
-        field="disable_hybrid_swa_memory",
-        refuses=_is_set,
-        reason="the arena always gives window slots back",
-        alternative="drop the flag",
-        explicit_only=True,
+        flag="SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+        field="SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+        example="1",
+        reason="the arena is sized once, before graphs are captured",
+        alternative="unset it",
+    ),
+    Refusal(
+        flag="SGLANG_USE_HND_KVCACHE",
+        field="SGLANG_USE_HND_KVCACHE",
+        example="1",
+        reason="it stores heads before tokens, and a slot of the arena is one token",
+        alternative="unset it",
+    ),
+    Refusal(
+        flag="SGLANG_OPT_UNIFIED_CACHE_FREE_OUT_OF_WINDOW_SLOTS",
+        field="SGLANG_OPT_UNIFIED_CACHE_FREE_OUT_OF_WINDOW_SLOTS",
+        values="off",
+        example="0",
+        refuses=lambda value: not value,
+        reason="a long prompt would keep every window slot until its last chunk",
+        alternative="unset it",
     ),
 )
 
@@ -202,12 +318,8 @@ def problem(row: Refusal, value: Any) -> str:
     )
 
 
-def _check(config: Any, rows: tuple[Refusal, ...]) -> None:
-    problems = [
-        problem(row, value)
-        for row in rows
-        if row.refuses(value := getattr(config, row.field, None))
-    ]
+def _check(config: Any, rows: Iterable[Refusal]) -> None:
+    problems = [problem(row, value) for row in rows if row.refuses(value := row.value_in(config))]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -230,4 +342,36 @@ def check_resolved(server_args: Any) -> None:
     """
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    _check(resolving_view(server_args), tuple(r for r in REFUSALS if not r.explicit_only))
+    _check(resolving_view(server_args), [row for row in REFUSALS if not row.explicit_only])
+
+
+def check_backends(backends: Iterable[str | None], *, has_windows: bool, is_chunked: bool) -> None:
+    """Refuse attention backends that would read this model's window kind wrongly.
+
+    Args:
+        backends: the resolved prefill and decode backends.
+        has_windows: the model has windowed or chunked layers. is_chunked: they are chunked.
+
+    Raises:
+        ConfigError: naming the backend and those that serve the model.
+    """
+    if not has_windows:
+        return
+    what, allowed = "sliding windows", ATTENTION_BACKENDS
+    if is_chunked:
+        what, allowed = "chunked-local attention", CHUNKED_BACKENDS
+    for backend in backends:
+        if backend is not None and backend not in allowed:
+            raise ConfigError(
+                f"--attention-backend {backend} does not work with --radix-cache-backend jenga for "
+                f"this model: it would read {what} wrongly. Instead: use one of "
+                f"{', '.join(allowed)}."
+            )
+
+
+def reject_beam_search() -> str:
+    """The answer to a request with ``beam_width`` above 1."""
+    return (
+        "Beam search is not supported with --radix-cache-backend jenga: beam members fork rows "
+        "without a request of their own. Instead: use parallel sampling (n above 1)."
+    )

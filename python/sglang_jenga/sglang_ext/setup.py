@@ -26,6 +26,7 @@ from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
+from sglang_jenga.sglang_ext.refusals import check_backends
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
@@ -79,13 +80,26 @@ def classify(runner: Any) -> None:
     Raises:
         ConfigError: a layer the arena cannot hold, named.
     """
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.runtime_context import attention_backends
+
     config = runner.model_config
     if runner.use_mla_backend:
         raise ConfigError(
             "--radix-cache-backend jenga: the model stores latent (MLA) rows, which are not a "
             "kind here yet. Drop --radix-cache-backend to serve it with SGLang's own pools."
         )
+    states = mambaish_config(config)
+    if states is not None:
+        raise ConfigError(
+            f"--radix-cache-backend jenga: the model has recurrent states ({type(states).__name__})"
+            ", a kind that the next release serves from the arena. Drop --radix-cache-backend to "
+            "serve it with SGLang's own pools."
+        )
     kinds = read_model_kinds(runner.model, config.attention_chunk_size)
+    check_backends(
+        attention_backends(), has_windows=bool(kinds.window), is_chunked=kinds.is_chunked
+    )
     stock = StockSplit(
         is_hybrid=config.is_hybrid_swa,
         window_layers=tuple(config.swa_attention_layer_ids or ()),

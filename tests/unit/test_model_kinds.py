@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds are read off the built model; a layer that cannot be held is refused by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from transformers import LlamaConfig
+
+from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
+from sglang_jenga.sglang_ext.setup import classify, setup_of
+
+
+def attention(layer_id: int, **settings: Any) -> RadixAttention:
+    settings = {"num_heads": 4, "head_dim": 16, "num_kv_heads": 2, "scaling": 1.0, **settings}
+    return RadixAttention(layer_id=layer_id, **settings)
+
+
+def model(*layers: torch.nn.Module) -> torch.nn.Module:
+    """A model as SGLang builds them: attention somewhere below its layers."""
+    built = torch.nn.Module()
+    built.layers = torch.nn.ModuleList()
+    for layer in layers:
+        block = torch.nn.Module()
+        block.attn = layer
+        built.layers.append(block)
+    return built
+
+
+def read(*layers: torch.nn.Module, chunk_tokens: int | None = None) -> ModelKinds:
+    return read_model_kinds(model(*layers), chunk_tokens)
+
+
+def ids(layers: Any) -> list[int]:
+    return [layer.layer_id for layer in layers]
+
+
+# ---- what is read ------------------------------------------------------------------------------
+
+
+def test_layers_without_a_window_are_one_full_kind() -> None:
+    kinds = read(*(attention(i) for i in range(3)))
+    assert ids(kinds.full) == [0, 1, 2] and kinds.window == ()
+    (spec,) = kinds.specs(torch.bfloat16)
+    assert spec.dependency is Dependency.FULL
+    assert spec.payload_bytes == 3 * 2 * (2 * 16 * 2), "layers x (K, V) x heads x dim x bytes"
+
+
+def test_windows_are_what_the_layers_compute_not_what_names_say() -> None:
+    kinds = read(*(attention(i, sliding_window_size=-1 if i % 3 == 2 else 48) for i in range(6)))
+    assert ids(kinds.full) == [2, 5] and ids(kinds.window) == [0, 1, 3, 4]
+    full, window = kinds.specs(torch.bfloat16)
+    assert (window.dependency, window.span_tokens) == (Dependency.WINDOW, 48)
+    assert full.span_tokens is None
+
+
+def test_chunked_layers_take_their_span_from_the_model() -> None:
+    kinds = read(attention(0, use_irope=True), attention(1), chunk_tokens=64)
+    assert kinds.is_chunked and kinds.span_tokens == 64
+    assert kinds.specs(torch.bfloat16)[1].dependency is Dependency.CHUNKED
+
+
+def test_kinds_may_have_heads_of_their_own() -> None:
+    kinds = read(
+        attention(0, num_kv_heads=1, head_dim=128),
+        attention(1, num_kv_heads=2, head_dim=64, v_head_dim=32, sliding_window_size=9),
+    )
+    assert kinds.full[0].heads() == (1, 128, 128)
+    assert kinds.window[0].heads() == (2, 64, 32)
+
+
+def test_layers_that_share_the_k_and_v_of_an_earlier_layer_cost_nothing() -> None:
+    kinds = read(attention(0), attention(1, sliding_window_size=8), attention(0), attention(0))
+    assert ids(kinds.full) == [0] and ids(kinds.window) == [1]
+
+
+def test_a_layer_shared_by_readers_of_different_reach_keeps_what_the_furthest_reads() -> None:
+    kinds = read(attention(0, sliding_window_size=8), attention(0), attention(1))
+    assert ids(kinds.full) == [0, 1] and kinds.window == ()
+
+
+def test_windows_of_different_length_are_one_kind_with_the_longest() -> None:
+    layers = [attention(i, sliding_window_size=w) for i, w in enumerate((8, 32, 16))]
+    assert read(*layers, attention(3)).span_tokens == 32
+
+
+def test_encoder_layers_that_store_nothing_are_no_kind() -> None:
+    kinds = read(attention(0), attention(1, attn_type=AttentionType.ENCODER_ONLY))
+    assert ids(kinds.full) == [0]
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "chunk_tokens", "named"),
+    [
+        pytest.param(
+            [attention(0), attention(1, is_cross_attention=True)],
+            None,
+            r"layer 1 \(layers\.1\.attn\) uses cross attention",
+            id="cross attention",
+        ),
+        pytest.param(
+            [attention(0), attention(1, num_kv_heads=1)],
+            None,
+            r"layer 1 uses other K/V heads .*\(1, 16, 16\): layer 0 .*\(2, 16, 16\)",
+            id="heads differ within a kind",
+        ),
+        pytest.param(
+            [attention(0), attention(0, head_dim=8)],
+            None,
+            r"layer 0 \(layers\.1\.attn\) uses K/V shared between different head shapes",
+            id="a shared layer of another shape",
+        ),
+        pytest.param(
+            [attention(i, sliding_window_size=8) for i in range(2)],
+            None,
+            r"layer 0 uses window attention like every other layer",
+            id="no full layer",
+        ),
+        pytest.param(
+            [attention(0), attention(1, sliding_window_size=8), attention(2, use_irope=True)],
+            64,
+            r"layer 2 uses chunked attention beside window",
+            id="windows and chunks",
+        ),
+        pytest.param(
+            [attention(0), attention(1, use_irope=True)],
+            None,
+            r"layer 1 .*the model states no chunk size",
+            id="chunks of unknown length",
+        ),
+        pytest.param(
+            [attention(0), attention(2)],
+            None,
+            r"layer 1 uses no K/V while later layers store some",
+            id="a layer without K/V in between",
+        ),
+        pytest.param([], None, "no attention layer that stores K/V", id="no attention"),
+    ],
+)
+def test_a_layer_that_cannot_be_held_is_refused_by_name(
+    layers: list[RadixAttention], chunk_tokens: int | None, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read(*layers, chunk_tokens=chunk_tokens)
+
+
+# ---- what SGLang is told -----------------------------------------------------------------------
+
+
+def runner(built: torch.nn.Module, *, hf_config: Any = None, mla: bool = False) -> Any:
+    """The parts of a ModelRunner that ``classify`` reads and writes."""
+    hf_config = hf_config or LlamaConfig()
+    return SimpleNamespace(
+        model=built,
+        use_mla_backend=mla,
+        is_hybrid_swa=False,
+        sliding_window_size=None,
+        model_config=SimpleNamespace(
+            hf_config=hf_config,
+            hf_text_config=hf_config,
+            is_draft_model=False,
+            linear_attn_registry_result=None,
+            attention_chunk_size=None,
+            is_hybrid_swa=False,
+            swa_attention_layer_ids=None,
+            full_attention_layer_ids=None,
+        ),
+    )
+
+
+def test_sglang_sees_the_split_that_was_read() -> None:
+    """Gemma-3 in SGLang 0.5.23: windows are computed, but its pools are full-length."""
+    subject = runner(model(attention(0, sliding_window_size=8), attention(1)))
+    classify(subject)
+    config = subject.model_config
+    assert subject.is_hybrid_swa and config.is_hybrid_swa and subject.sliding_window_size == 8
+    assert (config.swa_attention_layer_ids, config.full_attention_layer_ids) == ([0], [1])
+    assert not setup_of(config).stock.is_hybrid, "what stock pools would hold is remembered"
+
+
+def test_a_model_whose_windows_nobody_computes_is_uniform_whatever_its_config_says() -> None:
+    """Mistral in SGLang 0.5.23 computes full attention: window pools would lose its K/V."""
+    subject = runner(model(attention(0), attention(1)))
+    subject.is_hybrid_swa = subject.model_config.is_hybrid_swa = True
+    subject.model_config.swa_attention_layer_ids = [0]
+    subject.model_config.full_attention_layer_ids = [1]
+    classify(subject)
+    assert not subject.is_hybrid_swa and not subject.model_config.is_hybrid_swa
+    assert setup_of(subject.model_config).stock.window_layers == (0,)
+
+
+def test_latent_rows_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"latent \(MLA\) rows.*Drop --radix-cache-backend"):
+        classify(runner(model(attention(0)), mla=True))
+
+
+def test_recurrent_states_are_refused_until_the_next_release() -> None:
+    from sglang.srt.configs import FalconH1Config
+
+    with pytest.raises(ConfigError, match=r"recurrent states \(FalconH1Config\).*next release"):
+        classify(runner(model(attention(0)), hf_config=FalconH1Config()))
+
+
+def test_a_model_loaded_without_the_hook_is_noticed() -> None:
+    with pytest.raises(ConfigError, match="loaded without Jenga's hook"):
+        setup_of(SimpleNamespace())
