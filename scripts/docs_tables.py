@@ -18,6 +18,7 @@ from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.plan import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import HOOKS  # noqa: E402
+from sglang_jenga.sglang_ext.refusals import REFUSALS  # noqa: E402
 
 _BLOCK = re.compile(r"(<!-- table ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ARENA_BYTES = 40 * 2**30
@@ -40,6 +41,17 @@ def hooks() -> str:
     )
 
 
+def refusals() -> str:
+    """Flags and variables that are refused at start, from the table that is checked."""
+    return table(
+        ("flag or variable", "refused", "because", "instead"),
+        [
+            (f"`{r.flag}`", r.values, r.reason, r.alternative)
+            for r in sorted(REFUSALS, key=lambda row: (row.is_environment, row.flag))
+        ],
+    )
+
+
 def geometry() -> str:
     """How a 40 GiB arena of 2-byte KV is cut for each catalogue model, page size 1."""
     rows = []
@@ -54,7 +66,11 @@ def geometry() -> str:
     return table(("model", "slot x slots per large page", "large page", "cut", "padding"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"hooks": hooks, "geometry": geometry}
+TABLES: dict[str, Callable[[], str]] = {
+    "hooks": hooks,
+    "refusals": refusals,
+    "geometry": geometry,
+}
 
 
 def rewritten(text: str) -> str:

@@ -126,11 +126,11 @@ class RunningServer:
         self._process.wait()
 
 
-def last_error(log_path: Path) -> str:
-    """The last exception in a server's log, in one line."""
+def last_error(log_path: Path) -> str | None:
+    """The last exception in a server's log, in one line; None: it logged none."""
     lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception)\b: ", line)]
-    return errors[-1] if errors else "no exception in its log"
+    return errors[-1] if errors else None
 
 
 def _free_port() -> int:

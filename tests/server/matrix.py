@@ -75,9 +75,10 @@ def reference_of(family: Family, name: str, scenarios: Iterable[str]) -> Referen
                 record(SCENARIOS[scenario], server, reference, setting)
                 reference.recorded.add((scenario, workload))
     except ServerDied as error:
-        raise CannotServe(
-            f"stock SGLang does not start ({name}): {last_error(log_path)}; log: {log_path.name}"
-        ) from error
+        why = last_error(log_path)
+        if why is None:  # killed or too slow: that says nothing about what SGLang can serve
+            raise
+        raise CannotServe(f"stock SGLang fails ({name}): {why}; log: {log_path.name}") from error
     finally:
         reference.save()
     return reference

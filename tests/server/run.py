@@ -113,24 +113,33 @@ class Run:
             raise Failed(message)
 
 
+#: Most requests at a time while stock answers are recorded: no pressure.
+RECORDING_CONCURRENCY = 4
+
+
 class Recording(Run):
-    """Ask the stock server, one request at a time, what it was not asked before."""
+    """Ask the stock server what it was not asked before."""
 
     recording = True
 
     def ask(
         self, requests: Sequence[Request], *, concurrency: int = 1, **extra: Any
     ) -> list[Answer]:
-        for request in requests:
-            if request.key not in self.reference:
-                self.reference.put(request.key, self.client.generate(request))
-        return [self.reference.get(request.key) for request in requests]
+        return self._recorded(requests, self.client.generate, concurrency)
 
     def chat(self, chats: Sequence[Chat], *, concurrency: int = 1) -> list[Answer]:
-        for chat in chats:
-            if chat.key not in self.reference:
-                self.reference.put(chat.key, self.client.chat(chat))
-        return [self.reference.get(chat.key) for chat in chats]
+        return self._recorded(chats, self.client.chat, concurrency)
+
+    def _recorded(
+        self, requests: Sequence[Any], ask: Callable[[Any], Answer], concurrency: int
+    ) -> list[Answer]:
+        new = [request for request in requests if request.key not in self.reference]
+        at_once = min(concurrency, RECORDING_CONCURRENCY)
+        for request, answer in zip(
+            new, self.client.map(ask, new, concurrency=at_once), strict=True
+        ):
+            self.reference.put(request.key, answer)
+        return [self.reference.get(request.key) for request in requests]
 
 
 class Checking(Run):

@@ -130,7 +130,7 @@ def forced_retraction(run: Run) -> None:
 def flush_under_load(run: Run) -> None:
     """A flush while requests run is refused or harmless; one after them empties the arena."""
     if run.recording:
-        run.ask(prompts.GROWING)
+        run.ask(prompts.GROWING, concurrency=4)
         return
     refused = 0
     with ThreadPoolExecutor(1) as background:
@@ -333,7 +333,7 @@ def abort_prefill(run: Run) -> None:
 def abort_decode(run: Run) -> None:
     """Some requests are aborted, one client hangs up, the others finish as if alone."""
     if run.recording:
-        run.ask(prompts.TALKATIVE)
+        run.ask(prompts.TALKATIVE, concurrency=4)
         return
     spoke = threading.Barrier(len(prompts.TALKATIVE))
     aborted, gone = (0, 1, 2), 3

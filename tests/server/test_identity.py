@@ -8,7 +8,9 @@ family, variant and scenario) is ``python benchmark/identity/run.py``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -44,29 +46,56 @@ class Served:
     variant: Variant
 
 
+class OneServer:
+    """The server that runs now. Asking for another one stops it: servers never run side by side."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._work_dir = work_dir
+        self._where: tuple[str, str] | None = None
+        self._served: Served | None = None
+        self._running = ExitStack()
+
+    def get(self, family_name: str, variant_name: str) -> Served:
+        if self._served is None or self._where != (family_name, variant_name):
+            self.stop()
+            self._served = self._start(family_name, variant(variant_name))
+            self._where = (family_name, variant_name)
+        return self._served
+
+    def _start(self, family_name: str, chosen: Variant) -> Served:
+        family = prepare(family_name, self._work_dir)
+        needed = [s for (f, _), names in SUBSET.items() if f == family_name for s in names]
+        reference = reference_of(family, chosen.reference, needed)
+        spec = jenga_spec(chosen, family.name, family.checkpoint, family.adapter)
+        log_path = family.work_dir / "logs" / f"test-{family.name}-{chosen.name}.log"
+        server = self._running.enter_context(serving(spec, log_path))
+        return Served(server=server, reference=reference, variant=chosen)
+
+    def stop(self) -> None:
+        self._served = None
+        self._running.close()
+
+
 @pytest.fixture(scope="session")
-def served(request: pytest.FixtureRequest) -> Iterator[Served]:
-    family_name, variant_name = request.param
-    chosen = variant(variant_name)
-    family = prepare(family_name, request.config.rootpath / "build" / "identity")
-    needed = [s for (f, _), names in SUBSET.items() if f == family_name for s in names]
-    reference = reference_of(family, chosen.reference, needed)
-    spec = jenga_spec(chosen, family.name, family.checkpoint, family.adapter)
-    log_path = family.work_dir / "logs" / f"test-{family.name}-{chosen.name}.log"
-    with serving(spec, log_path) as server:
-        yield Served(server=server, reference=reference, variant=chosen)
+def one_server(pytestconfig: pytest.Config) -> Iterator[OneServer]:
+    # Not a parametrized fixture: pytest would start a server for each test.
+    holder = OneServer(pytestconfig.rootpath / "build" / "identity")
+    yield holder
+    holder.stop()
 
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("served", "scenario"),
+    ("family", "variant_name", "scenario"),
     [
-        pytest.param(where, scenario, id=f"{where[0]}-{where[1]}-{scenario}")
-        for where, scenarios in SUBSET.items()
+        pytest.param(family, name, scenario, id=f"{family}-{name}-{scenario}")
+        for (family, name), scenarios in SUBSET.items()
         for scenario in scenarios
     ],
-    indirect=["served"],
 )
-def test_jenga_answers_like_stock(served: Served, scenario: str) -> None:
+def test_jenga_answers_like_stock(
+    one_server: OneServer, family: str, variant_name: str, scenario: str
+) -> None:
+    served = one_server.get(family, variant_name)
     outcome = check(SCENARIOS[scenario], served.server, served.reference, served.variant.setting)
     assert outcome.passed, outcome.failure

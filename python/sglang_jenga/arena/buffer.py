@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One flat buffer and its views (design section 2: arena, view).
 
-A view spans the WHOLE arena: ``view[slot]`` is right whichever large page the slot lies in, because
-``large_page_bytes`` is a multiple of ``slot_bytes``. Kernels see an ordinary ``[slots, heads, dim]``
-tensor whose token stride is the slot of the kind and whose rows are contiguous.
+A view spans the WHOLE arena: ``view[slot]`` is right whichever large page the slot lies in,
+because ``large_page_bytes`` is a multiple of ``slot_bytes``. Kernels see an ordinary
+``[slots, heads, dim]`` tensor whose token stride is the slot of the kind and whose rows are
+contiguous.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ only, so tensor-parallel ranks agree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,10 @@ from sglang_jenga.sglang_ext.starvation import log_starvation
 
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+
+
+#: A newcomer's chunk is not shortened below this: much shorter ones waste a GPU's prefill speed.
+MIN_CHUNK_TOKENS = 2048
 
 
 class ArenaPrefillBudget(PrefillBudget):
@@ -44,7 +49,7 @@ class ArenaPrefillBudget(PrefillBudget):
         self._interval = self._demand.slide_interval_tokens(allocator.plan)
         self.pending_pages = [self._pages(num_mixed_decode_tokens)] * len(allocator.kinds)
         self._admitted = 0
-        #: A request under way got a shorter chunk than it could use, for want of memory.
+        #: A request got a shorter chunk than it could use, for want of memory.
         self._starved = False
 
     def _pages(self, tokens: float) -> int:
@@ -102,6 +107,19 @@ class ArenaPrefillBudget(PrefillBudget):
                 high = middle - 1
         return low * self.page_size
 
+    def _shorter_chunks(self, tokens: int) -> Iterator[int]:
+        """Halves of a chunk, longest first, where a shorter chunk asks for much less.
+
+        While a chunk runs, a window kind holds a slot for each of its tokens. That is what keeps a
+        request out when those slots are bigger than the full ones (Gemma-3: five times).
+        """
+        kinds = self.allocator.plan.kinds
+        if len(kinds) == 1 or kinds[1].slot_bytes <= kinds[0].slot_bytes:
+            return
+        while tokens // 2 >= MIN_CHUNK_TOKENS:
+            tokens //= 2
+            yield -(-tokens // self.page_size) * self.page_size
+
     # ---- SGLang's interface ----------------------------------------------------------------
 
     @property
@@ -142,6 +160,11 @@ class ArenaPrefillBudget(PrefillBudget):
                 return True, shorter
         elif self._admits(extend_input_len, total_tokens, max_new_tokens, chunk_limit, now):
             return True, chunk_limit
+        elif chunk_limit is not None:
+            for chunk in self._shorter_chunks(now):
+                if self._admits(extend_input_len, total_tokens, max_new_tokens, chunk, chunk):
+                    self._starved = True
+                    return True, chunk
         log_starvation(self.allocator, self.tree_cache, [now] * len(self.allocator.kinds))
         return False, None
 

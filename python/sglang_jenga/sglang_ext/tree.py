@@ -223,12 +223,13 @@ class ArenaWindowComponent(SWAComponent):
 
         Upstream pins whole nodes until they cover the window. Where the last of them reaches
         further back it is split there first, so that slots no running request reads stay
-        evictable; a chunked kind needs only its chunk so far. At least one page is pinned, because
-        a release without a boundary would walk to the root.
+        evictable; a chunked kind needs only its chunk so far.
         """
         core, span, page = self.tree_core, self.sliding_window_size, self.tree_core.page_size
         need = needed_tail(self.dependency, core.prefix_tokens(node), span)
-        need = max(page, -(-need // page) * page)
+        # One page more: a prompt sent again is matched up to its last token, which is computed
+        # anew, and the window of that shorter hit begins a page earlier.
+        need = -(-need // page) * page + page
         covered, boundary = 0, node
         while boundary is not core.root_node:
             covered += len(boundary.key)

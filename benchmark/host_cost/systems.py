@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two memory systems that are compared, each made of the classes its server uses.
+
+Both serve the same model shape and hold the same number of tokens; only who hands out slots
+differs. K/V rows are as small as SGLang's layouts allow: no kernel runs here, and host work does
+not depend on their size.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.mem_cache.allocation import alloc_for_decode_default, alloc_for_extend
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.registry import TreeCacheBuildContext, create_unified_radix_cache
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from sglang_jenga.arena.buffer import ArenaBuffer
+from sglang_jenga.core.geometry import plan_arena
+from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.sglang_ext import decode
+from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
+from sglang_jenga.sglang_ext.demand import DemandModel
+from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
+from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
+from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
+from sglang_jenga.sglang_ext.radix import build_radix_cache
+from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+
+DTYPE = torch.bfloat16
+HEADS, DIM = 1, 8
+VOCABULARY = 32_000
+WINDOW = 512
+#: Layers of a shape as (full, window). Gemma-3-27B has 10 and 52: 26 full or 5 window tokens fill a
+#: large page.
+SHAPES = {"uniform": (4, 0), "gemma3": (10, 52)}
+
+
+class System:
+    """Pools, allocator and radix cache of one server. Subclasses build them.
+
+    Args:
+        shape: a name in ``SHAPES``.
+        tokens: full slots that the system holds.
+        rows: requests that run at once.
+    """
+
+    name: str
+    #: What SGLang's per-device table holds for this system.
+    alloc_for_decode: Callable[[ScheduleBatch, int], torch.Tensor]
+    rows: ReqToTokenPool
+    allocator: Any
+    tree: Any
+
+    def __init__(
+        self, *, shape: str, page_tokens: int, tokens: int, rows: int, context: int, device: str
+    ) -> None:
+        self.full_layers, self.window_layers = SHAPES[shape]
+        self.page_tokens = page_tokens
+        self.device = device
+        self._names = count()
+        self._build(tokens, rows, context)
+
+    def _build(self, tokens: int, rows: int, context: int) -> None:
+        raise NotImplementedError
+
+    @property
+    def hybrid(self) -> bool:
+        return self.window_layers > 0
+
+    def _context(self) -> TreeCacheBuildContext:
+        none: Any = None
+        params = CacheInitParams(
+            disable=False,
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.allocator,
+            page_size=self.page_tokens,
+            sliding_window_size=WINDOW if self.hybrid else None,
+        )
+        return TreeCacheBuildContext(
+            server_args=none,
+            params=params,
+            is_hybrid_swa=self.hybrid,
+            is_hybrid_ssm=False,
+            enable_hierarchical_cache=False,
+            disable_radix_cache=False,
+            tp_worker=none,
+            model_config=none,
+            tp_size=1,
+            tp_rank=0,
+            tp_group=none,
+        )
+
+    # ---- requests, by SGLang's own functions ------------------------------------------------
+
+    def request(self, prompt: Sequence[int]) -> Req:
+        sampling = SamplingParams(max_new_tokens=64, temperature=0)
+        sampling.normalize(None)
+        return Req(f"{next(self._names)}", "", array("q", prompt), sampling, vocab_size=VOCABULARY)
+
+    def batch(self, reqs: Sequence[Req], mode: ForwardMode) -> ScheduleBatch:
+        batch = ScheduleBatch(
+            reqs=list(reqs),
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.allocator,
+            tree_cache=self.tree,
+            model_config=SimpleNamespace(is_encoder_decoder=False, vocab_size=VOCABULARY),
+            device=self.device,
+            spec_algorithm=SpeculativeAlgorithm.NONE,
+        )
+        batch.forward_mode = mode
+        return batch
+
+    def extend_batch(self, reqs: Sequence[Req]) -> ScheduleBatch:
+        batch = self.batch(reqs, ForwardMode.EXTEND)
+        batch.prefix_lens = [req.prefix_len for req in reqs]
+        batch.extend_lens = [req.extend_end - req.prefix_len for req in reqs]
+        batch.extend_num_tokens = sum(batch.extend_lens)
+        batch.seq_lens_cpu = torch.tensor([req.extend_end for req in reqs], dtype=torch.int64)
+        batch.seq_lens = batch.seq_lens_cpu.to(self.device, non_blocking=True)
+        return batch
+
+    def decode_batch(self, reqs: Sequence[Req]) -> ScheduleBatch:
+        batch = self.batch(reqs, ForwardMode.DECODE)
+        rows = [req.kv.req_pool_idx for req in reqs]
+        lengths = [req.kv.kv_committed_len for req in reqs]
+        batch.req_pool_indices_cpu = torch.tensor(rows, dtype=torch.int64)
+        batch.seq_lens_cpu = torch.tensor(lengths, dtype=torch.int64)
+        batch.req_pool_indices = batch.req_pool_indices_cpu.to(self.device)
+        batch.seq_lens = batch.seq_lens_cpu.to(self.device)
+        return batch
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> list[Req]:
+        """Requests that have prefilled their prompts and are about to decode."""
+        reqs = [self.request(prompt) for prompt in prompts]
+        for first in range(0, len(reqs), 16):
+            some = reqs[first : first + 16]
+            for req in some:
+                req.init_next_round_input(self.tree)
+                req.lock = self.tree.lock(req.last_node)
+                req.extend_end = len(req.full_untruncated_fill_ids)
+            alloc_for_extend(self.extend_batch(some))
+            for req in some:
+                req.output_ids.append(1)
+                checkpoint_kv_cache(req, self.tree)
+        return reqs
+
+    def drop(self, reqs: Sequence[Req]) -> None:
+        for req in reqs:
+            release_kv_cache(req, self.tree, checkpoint=False)
+            req.kv.cache_protected_len = 0
+
+
+class Stock(System):
+    """SGLang's static pools: ``TokenToKVPoolAllocator`` and ``SWATokenToKVPoolAllocator``."""
+
+    name = "stock"
+    alloc_for_decode = staticmethod(alloc_for_decode_default)
+
+    def _build(self, tokens: int, rows: int, context: int) -> None:
+        self.rows = ReqToTokenPool(rows, context, self.device, enable_memory_saver=False)
+        common: dict[str, Any] = {
+            "dtype": DTYPE,
+            "page_size": self.page_tokens,
+            "device": self.device,
+            "head_num": HEADS,
+            "head_dim": DIM,
+        }
+        if self.hybrid:
+            pool: Any = SWAKVPool(
+                size=tokens,
+                size_swa=tokens,
+                swa_attention_layer_ids=[0],
+                full_attention_layer_ids=[1],
+                **common,
+            )
+            self.allocator = SWATokenToKVPoolAllocator(
+                tokens, tokens, self.page_tokens, DTYPE, self.device, pool, need_sort=False
+            )
+        else:
+            pool = MHATokenToKVPool(size=tokens, layer_num=1, enable_memory_saver=False, **common)
+            self.allocator = (
+                TokenToKVPoolAllocator(tokens, DTYPE, self.device, pool, need_sort=False)
+                if self.page_tokens == 1
+                else PagedTokenToKVPoolAllocator(
+                    tokens, self.page_tokens, DTYPE, self.device, pool, need_sort=False
+                )
+            )
+        self.tree = create_unified_radix_cache(self._context())
+
+
+class Jenga(System):
+    """The arena."""
+
+    name = "jenga"
+    alloc_for_decode = staticmethod(decode.alloc_for_decode)
+
+    def _build(self, tokens: int, rows: int, context: int) -> None:
+        window = self._layers(0, self.window_layers, Dependency.WINDOW, WINDOW)
+        full = self._layers(self.window_layers, self.full_layers, Dependency.FULL, None)
+        kinds = ModelKinds(full=full, window=window)
+        self.rows = ArenaReqToTokenPool(rows, context, self.device, enable_memory_saver=False)
+        specs = kinds.specs(DTYPE)
+        per_token = sum(spec.payload_bytes for spec in specs)
+        plan = plan_arena(specs, arena_bytes=tokens * per_token, page_tokens=self.page_tokens)
+        demand = DemandModel(
+            page_tokens=self.page_tokens, span_tokens=kinds.span_tokens, chunk_tokens=None
+        )
+        buffer = ArenaBuffer(plan, self.device)
+        self.allocator = (
+            HybridArenaAllocator(
+                plan, ArenaHybridKVPool(buffer, kinds, DTYPE), self.rows, demand, DTYPE, self.device
+            )
+            if self.hybrid
+            else UniformArenaAllocator(
+                plan,
+                ArenaKVPool(buffer, plan.kinds[0], full, DTYPE),
+                self.rows,
+                demand,
+                DTYPE,
+                self.device,
+            )
+        )
+        self.tree = build_radix_cache(self._context())
+
+    @staticmethod
+    def _layers(
+        first: int, number: int, dependency: Dependency, span: int | None
+    ) -> tuple[AttentionLayer, ...]:
+        return tuple(
+            AttentionLayer(
+                layer_id=first + i,
+                num_kv_heads=HEADS,
+                k_head_dim=DIM,
+                v_head_dim=DIM,
+                dependency=dependency,
+                span_tokens=span,
+            )
+            for i in range(number)
+        )
