@@ -68,6 +68,7 @@ from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 from sglang.srt.runtime_context import publish, reset_context
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
+
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import Dependency
@@ -360,7 +361,10 @@ class JengaPeer(Peer):
         held = sum((used - cached) * size for used, cached, size in self._used_and_evictable())
         census = self.arena.core.census()
         partial = [
-            sum(getattr(c, state) * k.small_page_bytes for c, k in zip(census, self.plan.kinds, strict=True))
+            sum(
+                getattr(c, state) * k.small_page_bytes
+                for c, k in zip(census, self.plan.kinds, strict=True)
+            )
             for state in ("reserved_small_pages", "hole_small_pages")
         ]
         self.samples.append((held, *partial))

@@ -97,7 +97,9 @@ def problems(managers: dict[str, dict[str, Any]]) -> list[str]:
     if "result" not in jenga:
         return [f"failed: {jenga['error']}"]
     result, final = jenga["result"], jenga["final"]
-    steps = {name: record["result"]["steps"] for name, record in managers.items() if "result" in record}
+    steps = {
+        name: record["result"]["steps"] for name, record in managers.items() if "result" in record
+    }
     hits = {
         name: record["result"]["prefix_hit_ratio"]
         for name, record in managers.items()
@@ -138,7 +140,13 @@ def write_table() -> None:
     rows = load()
     for stream in STREAMS:
         for extra in sorted({key[2] for key in rows if key[0] == stream}):
-            text += ["", f"## {stream} {' '.join(STREAMS[stream])} {extra}".rstrip(), "", HEADER, RULE]
+            text += [
+                "",
+                f"## {stream} {' '.join(STREAMS[stream])} {extra}".rstrip(),
+                "",
+                HEADER,
+                RULE,
+            ]
             for model in MODELS:
                 managers = rows.get((stream, model, extra), {})
                 if "jenga" in managers:
@@ -191,7 +199,9 @@ def table_row(model: str, managers: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--judge", default=os.environ.get("JUDGE_DIR", ""))
     parser.add_argument("--vllm-python", default="", help="python of a venv with vllm==0.33.0")
     parser.add_argument("--only", nargs="*", default=list(MANAGERS), choices=MANAGERS)

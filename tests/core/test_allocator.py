@@ -13,8 +13,8 @@ import random
 
 import numpy as np
 import pytest
-from reference import FULL, WINDOW, make_allocator, make_plan, snapshot, take
 
+from reference import FULL, WINDOW, make_allocator, make_plan, snapshot, take
 from sglang_jenga.core.allocator import ArenaAllocator
 from sglang_jenga.core.errors import Exhausted
 

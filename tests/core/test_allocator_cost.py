@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import FULL, WINDOW, make_allocator
 
+from reference import FULL, WINDOW, make_allocator
 from sglang_jenga.core import small_pages
 from sglang_jenga.core.allocator import ArenaAllocator
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import FULL, WINDOW, make_allocator, snapshot, take
 
+from reference import FULL, WINDOW, make_allocator, snapshot, take
 from sglang_jenga.core.allocator import ArenaAllocator
 from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.core.large_pages import LargePages

@@ -53,8 +53,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from reference import Shadow, make_allocator, snapshot
 
+from reference import Shadow, make_allocator, snapshot
 from sglang_jenga.core.errors import Exhausted
 
 NUM_ROWS = 8
