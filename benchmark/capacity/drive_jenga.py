@@ -29,20 +29,18 @@ import logging
 import os
 import sys
 import time
-import types
 from array import array
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-
 import numpy as np
 import torch
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
+from sglang.srt.sampling.sampling_params import SamplingParams
 
-torch.set_num_threads(1)
-# Pools ask torch for the module of their device; "meta" has none of its own.
-torch._register_device_module("meta", types.ModuleType("torch.meta"))
-logging.disable(logging.WARNING)
+from server_parts import build
+from sglang_jenga.sglang_ext.decode import decode_step
 
 
 def add_judge_to_path(argv: list[str]) -> None:
@@ -61,54 +59,11 @@ def add_judge_to_path(argv: list[str]) -> None:
 add_judge_to_path(sys.argv[1:])
 
 from common import Peer, SReq, Timers, make_parser, run_one
-from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
-from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
-from sglang.srt.mem_cache.registry import TreeCacheBuildContext
-from sglang.srt.runtime_context import publish, reset_context
-from sglang.srt.sampling.sampling_params import SamplingParams
-from sglang.srt.server_args import ServerArgs
 
-from sglang_jenga.arena.buffer import ArenaBuffer
-from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.kinds import Dependency
-from sglang_jenga.sglang_ext import plugin
-from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
-from sglang_jenga.sglang_ext.decode import decode_step
-from sglang_jenga.sglang_ext.demand import DemandModel
-from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
-from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
-from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
-from sglang_jenga.sglang_ext.radix import build_radix_cache
-from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+torch.set_num_threads(1)
+logging.disable(logging.WARNING)
 
 PEER, MODES = "jenga", ("default",)
-DTYPE = torch.bfloat16
-DEPENDENCY = {"full": Dependency.FULL, "swa": Dependency.WINDOW, "chunk": Dependency.CHUNKED}
-
-
-def kinds_of(model: Any) -> ModelKinds:
-    """The judge's geometry as the layers that the plugin would read off the built model."""
-    unknown = sorted({group.kind for group in model.groups} - set(DEPENDENCY))
-    if unknown:
-        sys.exit(
-            f"model {model.name} has layers of kind {', '.join(unknown)}: the arena does not serve "
-            f"them yet, only {', '.join(DEPENDENCY)}"
-        )
-    layers = []
-    for group in model.groups:
-        for _ in range(group.layers):
-            layers.append(
-                AttentionLayer(
-                    layer_id=len(layers),
-                    num_kv_heads=group.heads,
-                    k_head_dim=group.head_dim,
-                    v_head_dim=group.head_dim,
-                    dependency=DEPENDENCY[group.kind],
-                    span_tokens=group.window or None,
-                )
-            )
-    return group_layers(layers)
 
 
 class JengaPeer(Peer):
@@ -116,48 +71,9 @@ class JengaPeer(Peer):
 
     def __init__(self, model: Any, budget: int, args: Any, opts: dict[str, str]) -> None:
         self.model, self.budget, self.timers = model, budget, Timers()
-        self.kinds = kinds_of(model)
-        reset_context()
-        server_args = ServerArgs(model_path="dummy", device="cpu", page_size=1)
-        publish(server_args, role="tokenizer")
-        plugin.load()
-        self.plan = plan_arena(self.kinds.specs(DTYPE), arena_bytes=budget, page_tokens=1)
-        demand = DemandModel(
-            page_tokens=1, span_tokens=self.kinds.span_tokens, chunk_tokens=args.token_budget
-        )
-        self.req_pool = ArenaReqToTokenPool(
-            min(args.max_seqs, 512), model.max_len + 64, "cpu", enable_memory_saver=False
-        )
-        buffer = ArenaBuffer(self.plan, "meta")
-        if self.kinds.window:
-            pool: Any = ArenaHybridKVPool(buffer, self.kinds, DTYPE)
-            allocator: Any = HybridArenaAllocator
-        else:
-            pool = ArenaKVPool(buffer, self.plan.kinds[0], self.kinds.full, DTYPE)
-            allocator = UniformArenaAllocator
-        self.arena = allocator(self.plan, pool, self.req_pool, demand, DTYPE, "cpu")
-        self.tree = build_radix_cache(
-            TreeCacheBuildContext(
-                server_args=server_args,
-                params=CacheInitParams(
-                    disable=False,
-                    req_to_token_pool=self.req_pool,
-                    token_to_kv_pool_allocator=self.arena,
-                    page_size=1,
-                    sliding_window_size=self.kinds.span_tokens,
-                    chunked_prefill_size=args.token_budget,
-                ),
-                is_hybrid_swa=bool(self.kinds.window),
-                is_hybrid_ssm=False,
-                enable_hierarchical_cache=False,
-                disable_radix_cache=False,
-                tp_worker=None,
-                model_config=None,
-                tp_size=1,
-                tp_rank=0,
-                tp_group=None,
-            )
-        )
+        parts = build(model, budget, args)
+        self.plan, self.arena, self.tree = parts.plan, parts.arena, parts.tree
+        self.req_pool, demand = parts.req_pool, parts.demand
         self.running: list[SReq] = []
         self.decoded: set[int] = set()
         self.newcomers: list[SReq] = []

@@ -17,6 +17,7 @@ only, so tensor-parallel ranks agree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +50,14 @@ class ArenaPrefillBudget(PrefillBudget):
         self._interval = self._demand.slide_interval_tokens(allocator.plan)
         self.pending_pages = [self._pages(num_mixed_decode_tokens)] * len(allocator.kinds)
         self._admitted = 0
+        #: Window growth of running requests, and the state of the arena it was summed up for.
+        self._growth = 0.0
+        self._growth_version = -1
         #: A request got a shorter chunk than it could use, for want of memory.
         self._starved = False
 
     def _pages(self, tokens: float) -> int:
-        return -(-int(np.ceil(tokens)) // self.page_size)
+        return -(-math.ceil(tokens) // self.page_size)
 
     # ---- the two questions -----------------------------------------------------------------
 
@@ -86,9 +90,11 @@ class ArenaPrefillBudget(PrefillBudget):
         span = self._demand.span_tokens
         if span is None:
             return 0
-        tokens = self.allocator.row_tokens
-        growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
-        return float(min(self.total_offset, growth))
+        if self._growth_version != self.allocator.core.version:  # a request may be preempted
+            self._growth_version = self.allocator.core.version
+            tokens = self.allocator.row_tokens
+            self._growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
+        return float(min(self.total_offset, self._growth))
 
     def _make_free_now(self, tokens: int) -> bool:
         """Evict until the pass's promises and ``tokens`` more are free in every kind."""

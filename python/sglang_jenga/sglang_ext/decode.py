@@ -91,14 +91,12 @@ def _slide_windows(
     due = np.flatnonzero(seq_lens >= arena.slide_at[rows])
     if not len(due):
         return
+    # Under overlap scheduling the request's prefill may still be running in its first step.
+    sliding = [(i, reqs[i]) for i in due.tolist() if reqs[i].decode_batch_idx >= 1]
+    tree_cache.slide_windows([req for _, req in sliding])
     span = tree_cache.swa_retain_window
     interval = arena.demand.slide_interval_tokens(arena.plan)
-    for i in due.tolist():
-        req = reqs[i]
-        # Under overlap scheduling the request's prefill may still be running in its first step.
-        if req.decode_batch_idx < 1:
-            continue
-        tree_cache.evict_sliding_windows(req, req.seqlen - 1)
+    for i, req in sliding:
         # Past a whole span nothing reads the prompt's window: it stays cached, no longer pinned.
         # (Upstream's opt-in SGLANG_OPT_RELEASE_PREFILL_SWA; without it a request pins two windows.)
         if req.decode_batch_idx > span:

@@ -68,7 +68,8 @@ class DemandModel:
 
             A       the prompt's last span, pinned in the tree until a span has been generated
             A + I   the request's own tokens before they slide for the first time
-            2       pages: the one that prompt and output share, the one being taken
+            3       pages: one more that the tree pins, the one that prompt and output share, the
+                    one being taken
 
         Prefill needs less: its chunks shrink to a page when memory is that tight.
         """
@@ -79,7 +80,7 @@ class DemandModel:
         if self.chunk_tokens is not None:
             span_pages = -(-self.span_tokens // self.page_tokens)
             interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
-            window = min(full, 2 * span_pages + interval_pages + 2)
+            window = min(full, 2 * span_pages + interval_pages + 3)
         return [full, window]
 
     def longest_request_tokens(self, plan: ArenaPlan) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +17,12 @@ from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.req_pool import HostRows
-from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore, ArenaWindowComponent
-from sglang_jenga.sglang_ext.tree import free_dead_slots as _free_dead_slots
+from sglang_jenga.sglang_ext.tree import (
+    CORE_NAME,
+    ArenaTreeCore,
+    ArenaWindowComponent,
+    take_dead_slots,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -70,15 +74,28 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
         """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""
-        _free_dead_slots(
+        self._free_windows([self._dead_slots(req, num_tokens)])
+
+    def slide_windows(self, reqs: Iterable[Req]) -> None:
+        """``evict_sliding_windows`` before a decode step, for all of ``reqs`` in one go."""
+        self._free_windows([self._dead_slots(req, req.seqlen - 1) for req in reqs])
+
+    def _dead_slots(self, req: Req, num_tokens: int) -> torch.Tensor | None:
+        return take_dead_slots(
             req,
             num_tokens,
             dependency=self.window_dependency,
             span_tokens=self.swa_retain_window,
             page_tokens=self.page_size,
             row=self.req_to_token_pool.req_to_token[req.kv.req_pool_idx],
-            free_segment=self._arena.free_swa_segment,
         )
+
+    def _free_windows(self, segments: list[torch.Tensor | None]) -> None:
+        """Free the window slots paired with these full slots, page-aligned segments of rows."""
+        dead = [segment for segment in segments if segment is not None]
+        if dead:
+            slots = dead[0] if len(dead) == 1 else torch.cat(dead)
+            self._arena.free_swa_segment(slots, start_pos=0)
 
     # ---- eviction --------------------------------------------------------------------------
 

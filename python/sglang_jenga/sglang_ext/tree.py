@@ -249,7 +249,7 @@ class ArenaWindowComponent(SWAComponent):
         self.cache.slide_window(req, pre_len)
 
 
-def free_dead_slots(
+def take_dead_slots(
     req: Any,
     num_tokens: int,
     *,
@@ -257,16 +257,14 @@ def free_dead_slots(
     span_tokens: int,
     page_tokens: int,
     row: torch.Tensor,
-    free_segment: Callable[..., None],
-) -> None:
-    """Give back the window slots of ``req`` that nothing can read any more.
+) -> torch.Tensor | None:
+    """Full slot ids of ``req`` whose window slots nothing can read any more, None for none.
 
-    Only what the request itself owns: positions from ``swa_dead_lo`` (above the tree's prefix) to
+    The caller frees those window slots: the request no longer counts them as its own. Whole pages
+    of what the request itself owns: positions from ``swa_dead_lo`` (above the tree's prefix) to
     :func:`dead_before`. ``row`` is the request's host row of full slot ids.
     """
     start = max(req.kv.get_evicted_seqlen(ComponentType.SWA), req.kv.swa_dead_lo(page_tokens))
-    req.kv.set_evicted_seqlen(ComponentType.SWA, start)
     end = dead_before(dependency, num_tokens, span_tokens, page_tokens=page_tokens)
-    if end > start:
-        free_segment(row[start:end], start_pos=start)
-        req.kv.set_evicted_seqlen(ComponentType.SWA, end)
+    req.kv.set_evicted_seqlen(ComponentType.SWA, max(start, end))
+    return row[start:end] if end > start else None

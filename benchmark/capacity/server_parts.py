@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a jenga server that decide about memory, for a geometry of the judge."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+from sglang.srt.runtime_context import publish, reset_context
+from sglang.srt.server_args import ServerArgs
+
+from sglang_jenga.arena.buffer import ArenaBuffer
+from sglang_jenga.core.geometry import plan_arena
+from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.sglang_ext import plugin
+from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase, UniformArenaAllocator
+from sglang_jenga.sglang_ext.demand import DemandModel
+from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
+from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
+from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
+from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
+from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+
+DTYPE = torch.bfloat16
+DEPENDENCY = {"full": Dependency.FULL, "swa": Dependency.WINDOW, "chunk": Dependency.CHUNKED}
+#: More rows than any row of the judge runs at once; a row costs 4 bytes per position of memory.
+MAX_ROWS = 512
+
+# Pools ask torch for the module of their device; "meta" has none of its own.
+torch._register_device_module("meta", types.ModuleType("torch.meta"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerParts:
+    """What a server builds at start. The buffer is a "meta" tensor: slot ids live on the host."""
+
+    plan: ArenaPlan
+    demand: DemandModel
+    req_pool: ArenaReqToTokenPool
+    arena: ArenaAllocatorBase
+    tree: ArenaRadixCache
+
+
+def kinds_of(model: Any) -> ModelKinds:
+    """The judge's geometry as the layers that the plugin would read off the built model."""
+    unknown = sorted({group.kind for group in model.groups} - set(DEPENDENCY))
+    if unknown:
+        sys.exit(
+            f"model {model.name} has layers of kind {', '.join(unknown)}: the arena does not serve "
+            f"them yet, only {', '.join(DEPENDENCY)}"
+        )
+    layers = []
+    for group in model.groups:
+        for _ in range(group.layers):
+            layers.append(
+                AttentionLayer(
+                    layer_id=len(layers),
+                    num_kv_heads=group.heads,
+                    k_head_dim=group.head_dim,
+                    v_head_dim=group.head_dim,
+                    dependency=DEPENDENCY[group.kind],
+                    span_tokens=group.window or None,
+                )
+            )
+    return group_layers(layers)
+
+
+def build(model: Any, budget_bytes: int, args: Any) -> ServerParts:
+    """Pools, allocator and radix cache for ``model`` of the judge in ``budget_bytes``.
+
+    ``args`` are the judge's command-line options (``token_budget``, ``max_seqs``).
+    """
+    kinds = kinds_of(model)
+    reset_context()
+    server_args = ServerArgs(model_path="dummy", device="cpu", page_size=1)
+    publish(server_args, role="tokenizer")
+    plugin.load()
+    plan = plan_arena(kinds.specs(DTYPE), arena_bytes=budget_bytes, page_tokens=1)
+    demand = DemandModel(
+        page_tokens=1, span_tokens=kinds.span_tokens, chunk_tokens=args.token_budget
+    )
+    rows = min(args.max_seqs, MAX_ROWS)
+    req_pool = ArenaReqToTokenPool(rows, model.max_len + 64, "cpu", enable_memory_saver=False)
+    buffer = ArenaBuffer(plan, "meta")
+    if kinds.window:
+        pool: Any = ArenaHybridKVPool(buffer, kinds, DTYPE)
+        allocator: Any = HybridArenaAllocator
+    else:
+        pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, DTYPE)
+        allocator = UniformArenaAllocator
+    arena = allocator(plan, pool, req_pool, demand, DTYPE, "cpu")
+    params = CacheInitParams(
+        disable=False,
+        req_to_token_pool=req_pool,
+        token_to_kv_pool_allocator=arena,
+        page_size=1,
+        sliding_window_size=kinds.span_tokens,
+        chunked_prefill_size=args.token_budget,
+    )
+    tree = build_radix_cache(
+        TreeCacheBuildContext(
+            server_args=server_args,
+            params=params,
+            is_hybrid_swa=bool(kinds.window),
+            is_hybrid_ssm=False,
+            enable_hierarchical_cache=False,
+            disable_radix_cache=False,
+            tp_worker=None,
+            model_config=None,
+            tp_size=1,
+            tp_rank=0,
+            tp_group=None,
+        )
+    )
+    return ServerParts(plan=plan, demand=demand, req_pool=req_pool, arena=arena, tree=tree)
