@@ -12,6 +12,7 @@ machine hits both. Every block's mean goes to ``results.jsonl``; medians and qua
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -29,10 +30,12 @@ RAW, TABLE = HERE / "results" / "results.jsonl", HERE / "results" / "results.md"
 
 #: (shape, page size, whether prefill is measured)
 CASES = (("gemma3", 1, True), ("gemma3", 16, False), ("uniform", 1, True), ("uniform", 16, False))
-#: One block of decode steps: every window slides once in it, in both systems.
+#: One block of decode steps: SGLang gives a window's dead slots back every 128 tokens, so that in
+#: one block every request slides, in both systems.
 STEPS = 128
-PROMPT, NEW_PROMPT = 600, 128
-WARM_UP_BLOCKS = 1
+PROMPT, NEW_PROMPT = 300, 128
+#: Blocks before measuring. While decoding, a request slides once its own tokens exceed the window.
+WARM_UP = {"prefill": 1, "decode": 4}
 
 
 #: On a CPU device everything is this thread's work, and its CPU time is immune to other processes.
@@ -91,7 +94,7 @@ def measure(case: tuple[str, int, bool], size: int, args: argparse.Namespace) ->
 
     shape, page_tokens, with_prefill = case
     rng = random.Random(size)
-    steps = STEPS * (args.repeats + WARM_UP_BLOCKS)
+    steps = STEPS * (args.repeats + WARM_UP["decode"])
     context = PROMPT + STEPS + steps + page_tokens
     sizes = {
         "shape": shape,
@@ -124,11 +127,14 @@ def measure(case: tuple[str, int, bool], size: int, args: argparse.Namespace) ->
     for operation, calls, blocks in operations:
         seconds: dict[str, list[float]] = {name: [] for name in blocks}
         repeats = args.repeats if operation == "decode" else max(args.repeats, 200 // size)
-        for turn in range(repeats + WARM_UP_BLOCKS):
+        for turn in range(WARM_UP[operation] + repeats):
             order = list(blocks) if turn % 2 else list(blocks)[::-1]
             for name in order:
+                gc.collect()
+                gc.disable()
                 spent = blocks[name]()
-                if turn >= WARM_UP_BLOCKS:
+                gc.enable()
+                if turn >= WARM_UP[operation]:
                     seconds[name].append(spent)
         for name, spent in seconds.items():
             records.append(
@@ -184,8 +190,10 @@ def run(args: argparse.Namespace) -> None:
     load_plugins()
     import logging
 
+    import torch
     from sglang.srt.runtime_context import get_context
 
+    torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
     RAW.parent.mkdir(exist_ok=True)
     batches = [int(size) for size in args.batches.split(",")]

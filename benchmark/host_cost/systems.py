@@ -44,7 +44,7 @@ from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 DTYPE = torch.bfloat16
 HEADS, DIM = 1, 8
 VOCABULARY = 32_000
-WINDOW = 512
+WINDOW = 256
 #: Layers of a shape as (full, window). Gemma-3-27B has 10 and 52: 26 full or 5 window tokens fill a
 #: large page.
 SHAPES = {"uniform": (4, 0), "gemma3": (10, 52)}
@@ -160,9 +160,10 @@ class System:
         return reqs
 
     def drop(self, reqs: Sequence[Req]) -> None:
+        self.allocator.free_group_begin()
         for req in reqs:
             release_kv_cache(req, self.tree, checkpoint=False)
-            req.kv.cache_protected_len = 0
+        self.allocator.free_group_end()
 
 
 class Stock(System):
