@@ -123,6 +123,8 @@ def measure(case: tuple[str, int, bool], size: int, args: argparse.Namespace) ->
             {s.name: lambda s=s: decode_block(s, running[s.name]) for s in systems},
         )
     )
+    gc.collect()
+    gc.freeze()
     records = []
     for operation, calls, blocks in operations:
         seconds: dict[str, list[float]] = {name: [] for name in blocks}
@@ -130,8 +132,7 @@ def measure(case: tuple[str, int, bool], size: int, args: argparse.Namespace) ->
         for turn in range(WARM_UP[operation] + repeats):
             order = list(blocks) if turn % 2 else list(blocks)[::-1]
             for name in order:
-                gc.collect()
-                gc.disable()
+                gc.disable()  # a collection would hit one of the two
                 spent = blocks[name]()
                 gc.enable()
                 if turn >= WARM_UP[operation]:

@@ -131,7 +131,7 @@ class Server:
         command = [
             sys.executable, "-m", "sglang.launch_server", "--model-path", str(checkpoint),
             "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu",
-            "--dtype", "float32", "--mem-fraction-static", "0.1",
+            "--dtype", "float32", "--mem-fraction-static", "0.5",
             "--max-total-tokens", str(shape.max_total_tokens), "--chunked-prefill-size", "1024",
             "--decode-log-interval", "1", "--random-seed", "0", *shape.server_flags,
         ]  # fmt: skip

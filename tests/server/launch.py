@@ -51,7 +51,7 @@ class ServerSpec:
         return [
             *(sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1"),
             *("--port", str(port), "--model-path", str(self.model_path)),
-            *("--dtype", "float32", "--device", "cpu", "--mem-fraction-static", "0.1"),
+            *("--dtype", "float32", "--device", "cpu", "--mem-fraction-static", "0.5"),
             *("--enable-cache-report", "--constrained-json-disable-any-whitespace"),
             *(("--radix-cache-backend", "jenga") if self.jenga else ()),
             *self.flags,

@@ -103,7 +103,7 @@ if __name__ == "__main__":
     register_models(override=True)
     engine = sglang.Engine(
         model_path=path, dtype="float32", device="cpu", max_total_tokens=4096,
-        mem_fraction_static=0.1, log_level="error",
+        mem_fraction_static=0.5, log_level="error",
     )
     answers = engine.generate(
         input_ids=prompts,
