@@ -271,6 +271,42 @@ def test_a_candidate_that_could_never_finish_evicts_nothing() -> None:
     assert machine.tree.full_evictable_size() == cached > 0
 
 
+def run_past_its_prompt(machine: Machine, prompt_tokens: int) -> None:
+    """A request that decodes; nothing is evictable but windows of its prompt."""
+    running = machine.prefill(range(prompt_tokens), max_new=500, chunk=40)
+    for _ in range(3 * W):
+        machine.decode([running])
+    assert machine.tree.full_evictable_size() == 0 < machine.tree.swa_evictable_size()
+
+
+def test_a_newcomer_waits_rather_than_take_the_window_at_the_end_of_a_running_prompt() -> None:
+    machine = make_machine(KINDS["few windows"], chunk_tokens=None)
+    run_past_its_prompt(machine, 150)
+    free, windows = machine.arena.available_size(), machine.tree.swa_evictable_size()
+    assert check(budget(machine), free + 2, max_new=0) == (False, None)
+    assert machine.tree.swa_evictable_size() == windows
+    assert machine.arena.reclaim(machine.tree, [free + 2] * 2), "a window would have sufficed"
+    assert machine.tree.swa_evictable_size() < windows
+
+
+def test_a_newcomer_takes_a_window_that_holds_more_bytes_than_it_keeps_useful() -> None:
+    machine = make_machine(KINDS["window"], chunk_tokens=None)
+    run_past_its_prompt(machine, 100)  # 100 slots of one full layer, 24 slots of five others
+    free, windows = machine.arena.available_size(), machine.tree.swa_evictable_size()
+    assert check(budget(machine), free + 2, max_new=0)[0]
+    assert machine.tree.swa_evictable_size() < windows
+
+
+def test_a_half_done_prompt_takes_a_shorter_chunk_before_such_a_window() -> None:
+    machine = make_machine(KINDS["few windows"], chunk_tokens=40)
+    run_past_its_prompt(machine, 150)
+    windows = machine.tree.swa_evictable_size()
+    asking = budget(machine)
+    chunk = asking.fit_chunk(extend_input_len=10_000, max_new_tokens=0, chunk_limit=10_000)
+    assert chunk is not None and 0 < chunk < 10_000
+    assert machine.tree.swa_evictable_size() == windows
+
+
 def test_fit_chunk_gives_the_longest_chunk_that_is_free_now() -> None:
     machine = make_machine(KINDS["window"], chunk_tokens=40)
     holder = machine.prefill(range(150), max_new=500, chunk=40)

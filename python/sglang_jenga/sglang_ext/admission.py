@@ -96,18 +96,19 @@ class ArenaPrefillBudget(PrefillBudget):
             self._growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
         return float(min(self.total_offset, self._growth))
 
-    def _make_free_now(self, tokens: int) -> bool:
+    def _make_free_now(self, tokens: int, *, keep_windows: bool = False) -> bool:
         """Evict until the pass's promises and ``tokens`` more are free in every kind."""
         # Exact or a page too many: an extension may begin inside its prefix's last page.
         more = self._pages(tokens)
-        return bool(self.allocator.reclaim(self.tree_cache, [p + more for p in self.pending_pages]))
+        demand = [pages + more for pages in self.pending_pages]
+        return bool(self.allocator.reclaim(self.tree_cache, demand, keep_windows=keep_windows))
 
-    def _largest_chunk_now(self, limit: int) -> int:
+    def _largest_chunk_now(self, limit: int, *, keep_windows: bool = False) -> int:
         """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""
         low, high = 0, limit // self.page_size
         while low < high:
             middle = (low + high + 1) // 2
-            if self._make_free_now(middle * self.page_size):
+            if self._make_free_now(middle * self.page_size, keep_windows=keep_windows):
                 low = middle
             else:
                 high = middle - 1
@@ -178,9 +179,11 @@ class ArenaPrefillBudget(PrefillBudget):
         self, extend: int, total_tokens: float, max_new: int, chunk: int | None, now: int
     ) -> bool:
         window = self._demand.window_tokens(extend, max_new, chunk, self._interval)
+        # A newcomer waits rather than take the windows of requests that run: a few slots that let
+        # the next turn of a conversation skip its whole history.
         return self._fits_eventually(
             self.total_offset + total_tokens, self._future_window_tokens() + window
-        ) and self._make_free_now(now)
+        ) and self._make_free_now(now, keep_windows=True)
 
     def can_allocate_prefill(
         self,
@@ -208,10 +211,13 @@ class ArenaPrefillBudget(PrefillBudget):
         """
         now = min(extend_input_len, chunk_limit)
         self.total_offset += extend_input_len - now
-        if self._make_free_now(now):
+        if self._fits_eventually(now, now) and self._make_free_now(now):
             return chunk_limit
+        # Windows that are worth keeping would not make it fit: the rest allows a shorter chunk.
         self._starved = True
-        return self._largest_chunk_now(now) or None
+        return (
+            self._largest_chunk_now(now, keep_windows=True) or self._largest_chunk_now(now) or None
+        )
 
     def reserve(
         self,

@@ -99,20 +99,24 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     # ---- eviction --------------------------------------------------------------------------
 
-    def evict_until(self, satisfied: Callable[[], bool]) -> None:
-        """Evict the least recently useful piece, of whichever kind, until ``satisfied``."""
+    def evict_until(self, satisfied: Callable[[], bool], *, keep_windows: bool = False) -> None:
+        """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
+
+        With ``keep_windows`` it stops where only windows worth keeping are left (see
+        :meth:`ArenaTreeCore.oldest`).
+        """
         if self.disable:
             return
         start = time.perf_counter()
         tracker = {ct: 0 for ct in self.tree_components}
-        while not satisfied() and self._evict_one(tracker):
+        while not satisfied() and self._evict_one(tracker, keep_windows):
             pass
         for ct, num_tokens in tracker.items():
             self.evicted_tokens[ct] += num_tokens
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
-    def _evict_one(self, tracker: dict[ComponentType, int]) -> bool:
-        victim = self.tree_core.oldest()
+    def _evict_one(self, tracker: dict[ComponentType, int], keep_windows: bool = False) -> bool:
+        victim = self.tree_core.oldest(keep_windows)
         if victim is None:
             return False
         if victim.is_leaf:

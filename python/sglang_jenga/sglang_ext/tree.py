@@ -146,18 +146,19 @@ class ArenaTreeCore(UnifiedTreeCore):
         is_leaf = node in self.evictable_device_leaves
         return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf)
 
-    def oldest(self) -> Victim | None:
+    def oldest(self, keep_windows: bool = False) -> Victim | None:
         """The least valuable piece across kinds, None when nothing is evictable.
 
         The one whose last use is longest ago, except that the window of an inner node outlives
         older leaves while it is cheap: losing it makes every full slot before it unreachable for
         prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
+        With ``keep_windows`` it does not go even when no leaf is left.
         """
         leaf, window = self.oldest_leaf(), self.oldest_window()
-        if leaf is None or window is None:
-            return leaf or window
-        if window.last_use >= leaf.last_use:
+        if window is None or (leaf is not None and window.last_use >= leaf.last_use):
             return leaf
+        if leaf is None and not keep_windows:
+            return window
         return window if window.is_leaf or not self._is_cheap(window.node) else leaf
 
     def prefix_tokens(self, node: UnifiedTreeNode) -> int:
