@@ -335,7 +335,8 @@ def abort_decode(run: Run) -> None:
     if run.recording:
         run.ask(prompts.TALKATIVE, concurrency=4)
         return
-    spoke = threading.Barrier(len(prompts.TALKATIVE))
+    # A tight arena may not hold all of them at once: there nobody waits for the others.
+    spoke = threading.Barrier(len(prompts.TALKATIVE) if run.setting.roomy else 1)
     aborted, gone = (0, 1, 2), 3
 
     def talk(number: int) -> Answer:
