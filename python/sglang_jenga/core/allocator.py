@@ -168,22 +168,28 @@ class ArenaAllocator:
         Raises:
             Exhausted: the demand does not fit; nothing changed.
         """
+        # Usually there is room even if every row began and ended inside a large page.
+        most = sum(
+            len(rows) + sum(counts) // k.pages_per_large
+            for k, counts in zip(self._kinds, small_pages, strict=True)
+        )
+        roomy = most <= self.large.num_free or self._is_roomy(rows, small_pages)
+        if not roomy:
+            counts_per_kind = [np.array(counts, dtype=np.int64) for counts in small_pages]
+            self._make_room(np.array(rows, dtype=np.int64), counts_per_kind)
+        out = [
+            k.take(rows, counts, roomy) for k, counts in zip(self._kinds, small_pages, strict=True)
+        ]
+        self.version += 1
+        return out
+
+    def _is_roomy(self, rows: Sequence[int], small_pages: Sequence[Sequence[int]]) -> bool:
+        """Whether free large pages suffice for the demand even if no hole is used."""
         fresh = 0
         for k, counts in zip(self._kinds, small_pages, strict=True):
             for row, count in zip(rows, counts, strict=True):
                 fresh += -(-max(0, count - k.open_pages(row)) // k.pages_per_large)
-        roomy = fresh <= self.large.num_free
-        if not roomy:
-            counts_per_kind = [np.array(counts, dtype=np.int64) for counts in small_pages]
-            self._make_room(np.array(rows, dtype=np.int64), counts_per_kind)
-        out = []
-        for k, counts in zip(self._kinds, small_pages, strict=True):
-            parts = [np.empty(0, dtype=np.int64)]
-            for row, count in zip(rows, counts, strict=True):
-                parts += k.take(row, count, roomy)
-            out.append(np.concatenate(parts))
-        self.version += 1
-        return out
+        return fresh <= self.large.num_free
 
     def step(self, rows: IntArray, kinds: Sequence[int]) -> list[IntArray]:
         """Allocate one small page of each kind in ``kinds`` for every row (a decode step).

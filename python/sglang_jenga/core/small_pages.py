@@ -19,12 +19,16 @@ Invariants, recomputed by :meth:`SmallPages.audit`:
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sglang_jenga.core.large_pages import IntArray, LargePages
+
+#: Up to here one row after the other is faster than all at once.
+_FEW_ROWS: Final = 4
 
 FREE: Final = 0
 RESERVED: Final = 1
@@ -62,6 +66,7 @@ class SmallPages:
         self.pages_per_large = pages_per_large
         self.run = run
         self.packs = run < pages_per_large
+        self._offsets = np.arange(pages_per_large, dtype=np.int64)
         self.used = 0
         self.reserved = 0
         #: Per row: the next small page of its open run, and the first one after the run.
@@ -108,21 +113,60 @@ class SmallPages:
 
     # ---- taking ----------------------------------------------------------------------------
 
-    def take(self, row: int, count: int, roomy: bool) -> list[IntArray]:
-        """``count`` pages for one row: its own run, then fresh pages or holes as ``roomy`` says."""
-        parts: list[IntArray] = []
+    def take(self, rows: Sequence[int], counts: Sequence[int], roomy: bool) -> IntArray:
+        """``counts[i]`` pages for ``rows[i]``, row after row.
+
+        Each row's own run first, then fresh pages or holes as ``roomy`` says.
+        """
+        if roomy and not self.packs and len(rows) > _FEW_ROWS:
+            return self._take_runs(np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64))
+        parts = []
+        for row, count in zip(rows, counts, strict=True):
+            own = min(count, self.open_pages(row))
+            if own:
+                parts.append(self._take_own(row, own))
+            if count > own:
+                parts.append(self._take_more(count - own, row if roomy else None))
+        return _join(parts)
+
+    def _take_own(self, row: int, count: int) -> IntArray:
         start = int(self.cursor[row])
-        own = min(count, int(self.limit[row]) - start)
-        if own:
-            self.state[start : start + own] = USED
-            self.cursor[row] += own
-            self.reserved -= own
-            self.used += own
-            count -= own
-            parts.append(np.arange(start, start + own, dtype=np.int64))
-        if count:
-            parts.append(self._take_more(count, row if roomy else None))
-        return parts
+        self.state[start : start + count] = USED
+        self.cursor[row] += count
+        self.reserved -= count
+        self.used += count
+        return np.arange(start, start + count, dtype=np.int64)
+
+    def _take_runs(self, rows: IntArray, counts: IntArray) -> IntArray:
+        """Own runs, then free large pages, whose rest becomes the row's run; all rows at once."""
+        n = self.pages_per_large
+        start = self.cursor[rows]
+        own = np.minimum(counts, self.limit[rows] - start)
+        num_own = int(own.sum())
+        more = counts - own if num_own else counts
+        self.cursor[rows] = start + own
+        capacity = -(-more // n) * n
+        ends = capacity.cumsum()
+        fresh = self._own_large(int(ends[-1]) // n)
+        # A row's pages lie together: the first ``more`` are handed out, the rest is its new run.
+        given = fresh[np.arange(len(fresh)) < (ends - capacity + more).repeat(capacity)]
+        self.state[fresh] = RESERVED
+        self.state[given] = USED
+        self.used += len(given) + num_own
+        self.reserved += len(fresh) - len(given) - num_own
+        opened = more.nonzero()[0]
+        limits = fresh[ends[opened] - 1] + 1
+        self.limit[rows[opened]] = limits
+        self.cursor[rows[opened]] = limits - (capacity - more)[opened]
+        if not num_own:
+            return given
+        begin = counts.cumsum() - counts
+        place = np.arange(len(given) + num_own)
+        of_run = place < (begin + own).repeat(counts)
+        ids = place + (start - begin).repeat(counts)
+        self.state[ids[of_run]] = USED
+        ids[~of_run] = given
+        return ids
 
     def step(self, rows: IntArray, ids: IntArray, short: IntArray, roomy: bool) -> None:
         """One page per row, written into ``ids``, which holds the rows' cursors.
@@ -170,14 +214,18 @@ class SmallPages:
         holes = self._take_holes(count, heir)
         if len(holes) == count:
             return holes
-        return np.concatenate((holes, self._take_fresh(count - len(holes), heir)))
+        return _join([holes, self._take_fresh(count - len(holes), heir)])
 
     def _take_fresh(self, count: int, heir: int | None) -> IntArray:
         n = self.pages_per_large
-        large = self.large.take(self.index, -(-count // n))
-        ids = (large[:, None] * n + np.arange(n, dtype=np.int64)).reshape(-1)
-        self.num_taken[large] = n
+        ids = self._own_large(-(-count // n))
         return self._hand_out(ids, count, len(ids) - count, heir)
+
+    def _own_large(self, count: int) -> IntArray:
+        """The small pages of ``count`` more large pages; the caller takes or vacates them all."""
+        large = self.large.take(self.index, count)
+        self.num_taken[large] = self.pages_per_large
+        return (large[:, None] * self.pages_per_large + self._offsets).reshape(-1)
 
     def _take_holes(self, count: int, heir: int | None) -> IntArray:
         """Up to ``count`` holes, fullest large page first, so that emptier ones drain."""
@@ -204,7 +252,9 @@ class SmallPages:
         self.used += len(given)
         if spare and heir is not None:
             after = ids[count : count + self.run]
-            length = int((after == given[-1] + 1 + np.arange(len(after))).sum())
+            length = len(after)
+            if int(after[-1]) - int(given[-1]) != length:  # there are pages in use between them
+                length = int((after == given[-1] + 1 + np.arange(length)).sum())
             if length:
                 self.state[after[:length]] = RESERVED
                 self.cursor[heir] = after[0]
@@ -270,9 +320,9 @@ class SmallPages:
         self.used -= len(pages)
         # Ascending, so the pages of one large page lie side by side: no sort, no scatter-add.
         large = pages // n
-        ends = np.append(np.flatnonzero(large[1:] != large[:-1]), len(large) - 1)
-        large = large[ends]
-        left = self.num_taken[large] - np.diff(ends, prepend=-1)
+        starts = np.concatenate(([0], np.flatnonzero(large[1:] != large[:-1]) + 1, [len(large)]))
+        large = large[starts[:-1]]
+        left = self.num_taken[large] - (starts[1:] - starts[:-1])
         self.num_taken[large] = left
         self.large.give_back(self.index, large[left == 0])
         partly = left > 0
@@ -335,3 +385,9 @@ class SmallPages:
             (lost, f"large pages {lost[:4]} have holes that are not listed"),
         )
         return [f"{self.name}: {line}" for broken, line in checks if broken]
+
+
+def _join(parts: list[IntArray]) -> IntArray:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
