@@ -39,6 +39,18 @@ def test_pinning_without_a_device_returns_the_tensor():
     assert ops.pin_memory(tensor) is tensor
 
 
+def test_a_function_without_pinning_builds_what_it_would_build_pinned():
+    def build(size, *, device):
+        with torch.device(device):
+            return torch.zeros(size, dtype=torch.int32, pin_memory=True), torch.ones(size)
+
+    zeros, ones = ops.without_pinning(build, 3, device="cpu")
+    assert (zeros.tolist(), zeros.dtype, zeros.is_pinned()) == ([0, 0, 0], torch.int32, False)
+    assert ones.tolist() == [1.0] * 3
+    # A device that a caller sets is still respected.
+    assert ops.without_pinning(build, 3, device="meta")[1].device.type == "meta"
+
+
 def experts(scale_input: bool, weights: torch.Tensor):
     """Stand-in for SGLang's torch experts: multiplies by the weight last, never first."""
     seen = {}

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import pkgutil
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,11 +80,54 @@ def test_every_patched_function_exists_and_takes_what_the_table_says(patch, load
 )
 def test_a_replacement_takes_the_parameters_of_what_it_replaces(patch):
     names = tuple(inspect.signature(patch.hook).parameters)
-    assert names[1:] == patch.parameters if patch.wraps else names == patch.parameters
+    if not patch.wraps:
+        assert names == patch.parameters
+    else:  # what any function takes, or exactly what this one does
+        assert names[1:] in (("args", "kwargs"), patch.parameters)
 
 
 def test_every_patch_is_in_effect_after_the_plugins_loaded(loaded):
     patches.require_installed()
+
+
+def linear(cls, **sizes):
+    """A layer of `cls` with a weight and nothing of what SGLang's constructors need."""
+    layer = cls.__new__(cls)
+    torch.nn.Module.__init__(layer)
+    layer.weight = torch.nn.Parameter(torch.zeros(1))
+    vars(layer).update(sizes)
+    return layer
+
+
+def test_lora_layers_are_built_without_a_driver(loaded):
+    from sglang.srt.layers.linear import ColumnParallelLinear, RowParallelLinear
+    from sglang.srt.lora import lora_manager
+
+    column = lora_manager.get_lora_layer(
+        linear(ColumnParallelLinear, output_partition_sizes=[6]), lora_backend=None
+    )
+    assert column.output_offset_cpu.tolist() == [0, 6]
+    row = lora_manager.get_lora_layer(linear(RowParallelLinear, output_size=5), lora_backend=None)
+    row.set_lora_info(torch.zeros(1, 2, 3), torch.zeros(1, 5, 2))
+    assert row.output_offset_cpu.tolist() == [0, 5]
+
+
+def test_a_batch_with_adapters_is_described_without_a_driver(loaded):
+    from sglang.srt.lora.backend.torch_backend import TorchNativeLoRABackend
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    batch = SimpleNamespace(
+        forward_mode=ForwardMode.EXTEND,
+        batch_size=3,
+        extend_seq_lens=torch.tensor([4, 1, 2], dtype=torch.int32),
+        extend_seq_lens_cpu=[4, 1, 2],
+    )
+    backend = TorchNativeLoRABackend(max_loras_per_batch=2, device=torch.device("cpu"))
+    backend.prepare_lora_batch(batch, [1, 1, 0], [0, 8], [0.0, 2.0], use_cuda_graph=False)
+    info = backend.batch_info
+    assert info.seg_lens_cpu.tolist() == [5, 2]
+    assert info.weight_indices_cpu.tolist() == [1, 0]
+    assert (info.lora_ranks_cpu.tolist(), info.scalings_cpu.tolist()) == ([0, 8], [0.0, 2.0])
 
 
 @pytest.mark.parametrize("patch", model_patches.MODEL_PATCHES, ids=lambda patch: patch.class_path)

@@ -121,6 +121,11 @@ def test_experts_use_the_layout_of_the_torch_experts(resolve):
     assert resolve("llama").moe_runner_backend == "triton"
 
 
+def test_adapters_are_computed_in_torch_unless_the_user_says_otherwise(resolve):
+    assert resolve("llama").lora_backend == "torch_native"
+    assert resolve("gemma-2", lora_backend="triton").lora_backend == "triton"
+
+
 def test_exaone_is_admitted_with_torch_attention(resolve):
     assert resolve("exaone-4").attention_backend == "torch_native"
 

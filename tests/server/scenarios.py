@@ -227,17 +227,26 @@ def constraints(run: Run) -> None:
 
 def lora(run: Run) -> None:
     """Prompts with and without an adapter in one batch: neither reads the other's cache."""
-    base = prompts.MIXED[12::5]
-    adapted = [replace(request, lora=run.setting.lora) for request in base]
-    both = [request for pair in zip(base, adapted, strict=True) for request in pair]
+
+    def adapted(request: Request) -> Request:
+        return replace(request, lora=run.setting.lora)
+
+    both = [r for request in prompts.MIXED[12::5] for r in (request, adapted(request))]
     answers = run.ask(both, concurrency=8)
     again = run.ask(both, concurrency=1)
     run.claim(
         all(a.tokens != b.tokens for a, b in zip(answers[::2], answers[1::2], strict=True)),
         "the adapter changes no answer: this test cannot fail",
     )
+    base_first, adapted_first = (prompts.ask(prompts.words(9400 + i, 70)) for i in range(2))
+    crossed = run.ask([base_first, adapted(base_first), adapted(adapted_first), adapted_first])
     if not run.recording:
         run.claim(all(answer.cached_tokens for answer in again), "a prompt asked again hit nothing")
+        cached = [answer.cached_tokens for answer in crossed]
+        run.claim(
+            not any(cached),
+            f"prompts that only the other model had seen hit {cached} cached tokens",
+        )
 
 
 # ---- sessions ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def softcap_inplace_logits(
@@ -24,6 +25,29 @@ def softcap_inplace_logits(
 def pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
     """Without a device there is no copy to speed up: the tensor itself."""
     return tensor
+
+
+class _Pageable(TorchFunctionMode):
+    """Inside it, tensors are built in pageable memory whatever `pin_memory` says.
+
+    Not a replaced `torch.tensor`: `with torch.device(...)` knows the constructors by identity.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kept = {name: value for name, value in (kwargs or {}).items() if name != "pin_memory"}
+        return func(*args, **kept)
+
+
+def without_pinning(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`original`, with no tensor that it builds in pinned memory."""
+    with _Pageable():
+        return original(*args, **kwargs)
 
 
 def get_last_loc(

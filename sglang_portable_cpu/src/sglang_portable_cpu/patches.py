@@ -70,6 +70,38 @@ PATCHES: tuple[Patch, ...] = (
         reason="SGLang pins in prepare_for_decode; CUDA builds of torch raise without a driver.",
         removable_when="SGLang asks is_pin_memory_available before it pins.",
     ),
+    Patch(
+        target="sglang.srt.lora.layers.get_lora_layer",
+        parameters=("layer", "lora_backend", "experts_shared_outer_loras", "max_lora_rank"),
+        hook=ops.without_pinning,
+        wraps=True,
+        reason="LoRA layers build their output offsets with pin_memory=True.",
+        removable_when="the LoRA layers ask is_pin_memory_available, as their memory pool does.",
+    ),
+    Patch(
+        target="sglang.srt.lora.layers.RowParallelLinearWithLoRA.set_lora_info",
+        parameters=("self", "A_buffer", "B_buffer"),
+        hook=ops.without_pinning,
+        wraps=True,
+        reason="This LoRA layer alone builds its offsets, pinned, when it gets its buffers.",
+        removable_when="the LoRA layers ask is_pin_memory_available, as their memory pool does.",
+    ),
+    Patch(
+        target="sglang.srt.lora.backend.torch_backend.TorchNativeLoRABackend.prepare_lora_batch",
+        parameters=(
+            "self",
+            "forward_batch",
+            "weight_indices",
+            "lora_ranks",
+            "scalings",
+            "use_cuda_graph",
+            "use_prefill_cuda_graph",
+        ),
+        hook=ops.without_pinning,
+        wraps=True,
+        reason="The torch LoRA backend describes every batch in pinned tensors.",
+        removable_when="the torch LoRA backend asks is_pin_memory_available.",
+    ),
 )
 
 _originals: dict[str, Callable[..., Any]] = {}

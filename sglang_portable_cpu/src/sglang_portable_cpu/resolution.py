@@ -28,6 +28,10 @@ def apply_defaults(server_args: Any) -> None:
         # "triton" names the weight layout that the torch experts read, and no kernel runs. For
         # gpt-oss "auto" would become "triton_kernel", whose weights are transposed.
         server_args.moe_runner_backend = "triton"
+    if server_args.lora_backend == "csgmv":
+        # SGLang's default runs triton kernels, for requests without an adapter too. Whether the
+        # user named it cannot be told, nor does it matter: it cannot run here.
+        server_args.lora_backend = _BACKEND
 
 
 def register() -> None:
