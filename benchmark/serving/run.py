@@ -34,65 +34,43 @@ class Shape:
 
     family: str
     max_total_tokens: int
-    server_flags: tuple[str, ...]
     workloads: dict[str, tuple[str, ...]]
 
 
-LONG = ("--dataset-name", "random-ids", "--random-range-ratio", "1.0")
-SHARED = ("--dataset-name", "generated-shared-prefix", "--gsp-output-len", "48")
+def long_prompts(num: int, *, prompt_tokens: int, output_tokens: int) -> tuple[str, ...]:
+    """``bench_serving`` flags: prompts that share nothing."""
+    return (
+        *("--dataset-name", "random-ids", "--random-range-ratio", "1.0"),
+        *("--num-prompts", str(num)),
+        *("--random-input-len", str(prompt_tokens), "--random-output-len", str(output_tokens)),
+    )
+
+
+def shared_prefixes(groups: int, *, prefix_tokens: int, question_tokens: int) -> tuple[str, ...]:
+    """``bench_serving`` flags: groups of prompts behind one system prompt each."""
+    return (
+        *("--dataset-name", "generated-shared-prefix", "--gsp-output-len", "32"),
+        *("--gsp-num-groups", str(groups), "--gsp-prompts-per-group", "4"),
+        *("--gsp-system-prompt-len", str(prefix_tokens)),
+        *("--gsp-question-len", str(question_tokens)),
+    )
+
+
 SHAPES = {
     "gemma3": Shape(
         family="gemma3",
-        max_total_tokens=9000,
-        server_flags=(),
+        max_total_tokens=7500,
         workloads={
-            "long prompts": (
-                *LONG,
-                "--num-prompts",
-                "24",
-                "--random-input-len",
-                "2500",
-                "--random-output-len",
-                "128",
-            ),
-            "shared prefixes": (
-                *SHARED,
-                "--gsp-num-groups",
-                "6",
-                "--gsp-prompts-per-group",
-                "5",
-                "--gsp-system-prompt-len",
-                "1500",
-                "--gsp-question-len",
-                "300",
-            ),
+            "long prompts": long_prompts(16, prompt_tokens=2000, output_tokens=48),
+            "shared prefixes": shared_prefixes(5, prefix_tokens=1200, question_tokens=200),
         },
     ),
     "gpt_oss": Shape(
         family="gpt_oss",
-        max_total_tokens=6000,
-        server_flags=(),
+        max_total_tokens=5000,
         workloads={
-            "long prompts": (
-                *LONG,
-                "--num-prompts",
-                "24",
-                "--random-input-len",
-                "1500",
-                "--random-output-len",
-                "96",
-            ),
-            "shared prefixes": (
-                *SHARED,
-                "--gsp-num-groups",
-                "6",
-                "--gsp-prompts-per-group",
-                "5",
-                "--gsp-system-prompt-len",
-                "1000",
-                "--gsp-question-len",
-                "200",
-            ),
+            "long prompts": long_prompts(16, prompt_tokens=1500, output_tokens=48),
+            "shared prefixes": shared_prefixes(5, prefix_tokens=1000, question_tokens=200),
         },
     ),
 }
@@ -133,7 +111,7 @@ class Server:
             "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu",
             "--dtype", "float32", "--mem-fraction-static", "0.5",
             "--max-total-tokens", str(shape.max_total_tokens), "--chunked-prefill-size", "1024",
-            "--decode-log-interval", "1", "--random-seed", "0", *shape.server_flags,
+            "--decode-log-interval", "1", "--random-seed", "0",
         ]  # fmt: skip
         if manager == "jenga":
             command += ["--radix-cache-backend", "jenga"]
