@@ -116,7 +116,10 @@ class Server:
         if manager == "jenga":
             command += ["--radix-cache-backend", "jenga"]
         # Both sides compute attention with the same backend, so only memory differs.
-        environ = {**os.environ, "SGLANG_JENGA_REFERENCE_ATTENTION": "1"}
+        # One thread: with more, tiny operators wait for each other whenever the client runs.
+        environ = {
+            **os.environ, "SGLANG_JENGA_REFERENCE_ATTENTION": "1", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environ,
             start_new_session=True,
