@@ -61,15 +61,6 @@ class ArenaPrefillBudget(PrefillBudget):
 
     # ---- the two questions -----------------------------------------------------------------
 
-    def _evictable_tokens(self, kind: int) -> int:
-        if not self.tree_cache.supports_prefix_sharing():
-            return 0
-        return int(
-            self.tree_cache.full_evictable_size()
-            if kind == 0
-            else self.tree_cache.swa_evictable_size()
-        )
-
     def _fits_eventually(self, full_tokens: float, window_tokens: float) -> bool:
         """Could this many more tokens per kind fit once all evictable slots are gone?
 
@@ -80,7 +71,7 @@ class ArenaPrefillBudget(PrefillBudget):
         asked = (full_tokens, window_tokens)
         large = 0
         for kind in self.allocator.kinds:
-            pinned = core.num_used(kind) - self._evictable_tokens(kind) // self.page_size
+            pinned = core.num_used(kind) - self.tree_cache.evictable_tokens(kind) // self.page_size
             per_large = self.allocator.plan.kinds[kind].small_pages_per_large_page
             large += -(-(pinned + self._pages(asked[kind])) // per_large)
         return bool(large <= self.allocator.plan.usable_large_pages)
@@ -131,11 +122,19 @@ class ArenaPrefillBudget(PrefillBudget):
 
     @property
     def remaining_total(self) -> float:
-        return self.allocator.available_size() + self._evictable_tokens(0) - self.total_offset
+        return (
+            self.allocator.available_size()
+            + self.tree_cache.evictable_tokens(0)
+            - self.total_offset
+        )
 
     @property
     def remaining_current(self) -> float:
-        return self.allocator.available_size() + self._evictable_tokens(0) - self.current_offset
+        return (
+            self.allocator.available_size()
+            + self.tree_cache.evictable_tokens(0)
+            - self.current_offset
+        )
 
     @property
     def is_idle(self) -> bool:

@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import Dependency
-from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.req_pool import HostRows
 from sglang_jenga.sglang_ext.tree import (
     CORE_NAME,
@@ -98,6 +98,12 @@ class ArenaRadixCache(UnifiedRadixCache):
             self._arena.free_swa_segment(slots, start_pos=0)
 
     # ---- eviction --------------------------------------------------------------------------
+
+    def evictable_tokens(self, kind: int) -> int:
+        """Slots of one kind (its index in the plan) that the tree owns and nobody pins."""
+        if self.disable:
+            return 0
+        return int(self.full_evictable_size() if kind == FULL_INDEX else self.swa_evictable_size())
 
     def evict_until(self, satisfied: Callable[[], bool], *, keep_windows: bool = False) -> None:
         """Evict the least recently useful piece, of whichever kind, until ``satisfied``.

@@ -17,14 +17,9 @@ SCHEMA = 1
 def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
     """The arena by kind, as JSON-ready data. Sizes in bytes, slots of each kind's own size."""
     page = arena.page_size
-    sharing = tree_cache.supports_prefix_sharing()
     kinds = []
     for index, (kind, census) in enumerate(zip(arena.plan.kinds, arena.core.census(), strict=True)):
-        cached = 0
-        if sharing:
-            cached = (
-                tree_cache.full_evictable_size() if index == 0 else tree_cache.swa_evictable_size()
-            )
+        cached = tree_cache.evictable_tokens(index)
         used = census.used_small_pages * page
         kinds.append(
             {

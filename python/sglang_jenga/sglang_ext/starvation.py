@@ -38,11 +38,7 @@ def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
     """Large pages per kind and how much of them running requests pin."""
     parts = []
     for kind, census in zip(allocator.kinds, allocator.core.census(), strict=True):
-        cached = 0
-        if tree_cache.supports_prefix_sharing():
-            cached = (
-                tree_cache.full_evictable_size() if kind == 0 else tree_cache.swa_evictable_size()
-            )
+        cached = tree_cache.evictable_tokens(kind)
         used = allocator.used_tokens(kind)
         parts.append(
             f"{census.name}: {census.large_pages} large pages, {used - cached} slots held, "
