@@ -13,6 +13,7 @@ from bisect import bisect_left
 
 import pytest
 from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from machine import Machine, make_kinds, make_plan
@@ -276,6 +277,8 @@ def run_past_its_prompt(machine: Machine, prompt_tokens: int) -> None:
     running = machine.prefill(range(prompt_tokens), max_new=500, chunk=40)
     for _ in range(3 * W):
         machine.decode([running])
+    while machine.tree.tree_core.lru_lists[ComponentType.SWA].oldest_spare() is not None:
+        machine.tree._evict_one({ct: 0 for ct in machine.tree.tree_components})
     assert machine.tree.full_evictable_size() == 0 < machine.tree.swa_evictable_size()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.mem_cache.registry import create_unified_radix_cache
 from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE, ComponentType
+from sglang.srt.mem_cache.unified_cache.components.base import get_and_increase_time_counter
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_jenga.arena.tables import to_device
@@ -63,14 +64,32 @@ class ArenaRadixCache(UnifiedRadixCache):
             self.slide_window(req, pre_len)
 
     def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
-        """With the cache disabled there is no tree to publish to, but windows slide all the same.
+        """Publish what ``req`` computed; window slots that it will not read again become spare.
 
+        A prompt that leaves another one is published in two parts, up to that branch and from
+        there, so that the window at the branch is one of its own.
+
+        With the cache disabled there is no tree to publish to, but windows slide all the same.
         SGLang then slides only while it allocates the next chunk; admission asks before that, and a
         half-done prompt alone on the server would wait for its own dead slots.
         """
-        super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
-        if self.disable and self.supports_swa() and not req.finished():
+        if not self.supports_swa() or req.finished():
+            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        elif self.disable:
+            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
             self.slide_window(req, up_to)
+        else:
+            window = self.tree_core.components_by_type[ComponentType.SWA]
+            start = req.kv.cache_protected_len
+            while start < up_to // self.page_size * self.page_size:
+                now = float(get_and_increase_time_counter())
+                super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+                end = req.kv.cache_protected_len
+                if end == start:
+                    break
+                node = self.tree_core.node_by_id(req.last_node)
+                window.spare_windows(node, end - start, since=now)
+                start = end
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
         """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""

@@ -13,6 +13,7 @@ SGLang's python tree core keeps the structure; three things differ (seams 6.7):
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from sglang.srt.mem_cache.unified_cache.components import ComponentType, SWAComponent
 from sglang.srt.mem_cache.unified_cache.components.base import (
     EvictLayer,
+    LRURefreshPhase,
     get_and_increase_time_counter,
 )
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import (
@@ -50,7 +52,15 @@ class Victim:
 
 
 class ClockedLRUList(UnifiedLRUList):
-    """A recency list whose nodes carry the tree's clock (their last use for this kind)."""
+    """A recency list whose nodes carry the tree's clock (their last use for this kind).
+
+    A node may be *spare*: nothing is expected of it, so it goes before everything else, first come
+    first gone, unless it is used again.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        self._spare: deque[UnifiedTreeNode] = deque()
+        super().__init__(*args)
 
     def _add_node_after(self, prev_node: UnifiedTreeNode, new_node: UnifiedTreeNode) -> None:
         super()._add_node_after(prev_node, new_node)
@@ -58,10 +68,33 @@ class ClockedLRUList(UnifiedLRUList):
             time = float(get_and_increase_time_counter())
         else:
             time = self.last_use(prev_node)  # placed beside its neighbour: as recent as it
-        new_node.component_data[self.component_type].metadata[_LAST_USE] = time
+        self._stamp(new_node, time)
+
+    def _stamp(self, node: UnifiedTreeNode, time: float) -> None:
+        node.component_data[self.component_type].metadata[_LAST_USE] = time
+        if time == _WORTHLESS:
+            self._spare.append(node)
 
     def last_use(self, node: UnifiedTreeNode) -> float:
         return node.component_data[self.component_type].metadata[_LAST_USE]
+
+    def make_spare(self, node: UnifiedTreeNode) -> None:
+        self._stamp(node, _WORTHLESS)
+
+    def oldest_spare(self) -> UnifiedTreeNode | None:
+        """The spare node that came first, among inner nodes that nobody pins."""
+        spare = self._spare
+        while spare:
+            node = spare[0]
+            if not self.in_list(node) or self.last_use(node) != _WORTHLESS:
+                spare.popleft()
+            elif not node.children:  # it ends a cached prompt now: worth what its full slots are
+                self._stamp(node, node.last_access_time)
+            elif node.component_data[self.component_type].lock_ref:
+                spare.popleft()  # in use; its next use stamps it
+            else:
+                return node
+        return None
 
 
 class ArenaTreeCore(UnifiedTreeCore):
@@ -140,7 +173,7 @@ class ArenaTreeCore(UnifiedTreeCore):
         if ComponentType.SWA not in self.component_types:
             return None
         lru = self.lru_lists[ComponentType.SWA]
-        node = lru.get_lru_no_lock()
+        node = lru.oldest_spare() or lru.get_lru_no_lock()
         if node is None:
             return None
         is_leaf = node in self.evictable_device_leaves
@@ -152,9 +185,11 @@ class ArenaTreeCore(UnifiedTreeCore):
         The one whose last use is longest ago, except that the window of an inner node outlives
         older leaves while it is cheap: losing it makes every full slot before it unreachable for
         prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
-        With ``keep_windows`` it does not go even when no leaf is left.
+        With ``keep_windows`` it does not go even when no leaf is left. Spare windows go first.
         """
         leaf, window = self.oldest_leaf(), self.oldest_window()
+        if window is not None and window.last_use == _WORTHLESS:
+            return window
         if window is None or (leaf is not None and window.last_use >= leaf.last_use):
             return leaf
         if leaf is None and not keep_windows:
@@ -217,37 +252,84 @@ class ArenaWindowComponent(SWAComponent):
 
         return is_valid
 
+    def _window_of(self, node: UnifiedTreeNode) -> int:
+        """Tokens before the end of ``node`` that a request reads which continues there.
+
+        And one page more: a prompt sent again is matched up to its last token, which is computed
+        anew, and the window of that shorter hit begins a page earlier.
+        """
+        core, page = self.tree_core, self.tree_core.page_size
+        need = needed_tail(self.dependency, core.prefix_tokens(node), self.sliding_window_size)
+        return -(-need // page) * page + page
+
+    def _cut_window(self, node: UnifiedTreeNode, need: int) -> None:
+        """Split where the last ``need`` tokens up to ``node`` begin, so that they are whole nodes.
+
+        What lies before them is then pinned, used and evicted by itself.
+        """
+        core, covered = self.tree_core, 0
+        while node is not core.root_node:
+            covered += len(node.key)
+            if covered >= need:
+                if covered > need:
+                    core._split_node(node.key, node, covered - need)
+                return
+            node = node.parent
+
+    def refresh_lru(
+        self, phase: LRURefreshPhase, node: UnifiedTreeNode, root_node: UnifiedTreeNode
+    ) -> None:
+        """A use makes young what the hit needs, where upstream takes whole nodes."""
+        if phase is LRURefreshPhase.WALKDOWN:
+            return
+        need = self._window_of(node)
+        if phase is LRURefreshPhase.MATCH_END:
+            self._cut_window(node, need)
+        self.tree_core.lru_lists[self.component_type].reset_node_and_window_ancestors_mru(
+            node, root_node, need, self.node_has_component_data
+        )
+
     def acquire_component_lock(
         self, node: UnifiedTreeNode, result: Any, lock_host: bool = False
     ) -> Any:
         """Pin what a request that continues at ``node`` reads of this kind, and no more.
 
-        Upstream pins whole nodes until they cover the window. Where the last of them reaches
-        further back it is split there first, so that slots no running request reads stay
-        evictable; a chunked kind needs only its chunk so far.
+        Upstream pins whole nodes until they cover the window.
         """
-        core, span, page = self.tree_core, self.sliding_window_size, self.tree_core.page_size
-        need = needed_tail(self.dependency, core.prefix_tokens(node), span)
-        # One page more: a prompt sent again is matched up to its last token, which is computed
-        # anew, and the window of that shorter hit begins a page earlier.
-        need = -(-need // page) * page + page
-        covered, boundary = 0, node
-        while boundary is not core.root_node:
-            covered += len(boundary.key)
-            if covered >= need:
-                break
-            boundary = boundary.parent
-        if boundary is not core.root_node and covered > need:
-            core._split_node(boundary.key, boundary, covered - need)
+        need, span = self._window_of(node), self.sliding_window_size
+        self._cut_window(node, need)
         self.sliding_window_size = need
         try:
             return super().acquire_component_lock(node, result, lock_host)
         finally:
             self.sliding_window_size = span
 
+    def spare_windows(self, node: UnifiedTreeNode, num_tokens: int, since: float) -> None:
+        """What the last ``num_tokens`` up to ``node`` brought since then is spare, but its window.
+
+        A chunk leaves a window slot for each of its tokens. Only its end is sure to be read again;
+        the rest lets prompts branch off anywhere, for as long as nobody needs the bytes.
+        """
+        lru = self.tree_core.lru_lists[self.component_type]
+        need, passed = self._window_of(node), 0
+        while node is not self.tree_core.root_node and passed < num_tokens:
+            if (
+                passed >= need
+                and self.node_has_component_data(node)
+                and lru.last_use(node) >= since
+            ):
+                lru.make_spare(node)
+            passed += len(node.key)
+            node = node.parent
+
+    def _maybe_split_leaf_for_swa_lock(self, leaf: UnifiedTreeNode, cache_actions: Any) -> None:
+        """Nothing to do: :meth:`acquire_component_lock` cuts."""
+
+    def free_out_of_window_slots(self, req: Any, pre_len: int, insert_params: Any) -> None:
+        """Nothing is freed on the way into the tree: see :meth:`spare_windows`."""
+
     def _free_out_of_window_slots(self, req: Any, pre_len: int) -> None:
-        # pre_len is the last position of the cached key; the key itself is one longer.
-        self.cache.slide_window(req, pre_len)
+        """Nothing is left out of the tree (:meth:`ArenaRadixCache.checkpoint_into_tree`)."""
 
 
 def take_dead_slots(
