@@ -39,6 +39,7 @@ class Hook:
 _SRT = "sglang.srt"
 _CONFIGURATOR = f"{_SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _CORE = f"{_SRT}.mem_cache.unified_cache.unified_tree_core.UnifiedTreeCore"
+_SWA = f"{_SRT}.mem_cache.unified_cache.components.SWAComponent"
 
 HOOKS: tuple[Hook, ...] = (
     Hook(
@@ -143,10 +144,38 @@ HOOKS: tuple[Hook, ...] = (
         upstream="an eviction order strategy across components",
     ),
     Hook(
-        target=f"{_SRT}.mem_cache.unified_cache.components.SWAComponent._free_out_of_window_slots",
+        target=f"{_CORE}._split_node",
+        parameters=("self", "key", "child", "split_len"),
+        kind="uses",
+        reason="make the window at the end of a prefix whole nodes, pinned and evicted by itself",
+        upstream="a cut-window step in SWAComponent",
+    ),
+    Hook(
+        target=(f"{_SRT}.mem_cache.unified_cache.unified_tree_core.UnifiedLRUList._add_node_after"),
+        parameters=("self", "prev_node", "new_node"),
+        kind="uses",
+        reason="overridden: stamp window nodes with the clock that full nodes use",
+        upstream="one clock for all components",
+    ),
+    Hook(
+        target=f"{_SWA}._maybe_split_leaf_for_swa_lock",
+        parameters=("self", "leaf", "cache_actions"),
+        kind="uses",
+        reason="overridden: windows are cut where they are pinned",
+        upstream="a cut-window step in SWAComponent",
+    ),
+    Hook(
+        target=f"{_SWA}.free_out_of_window_slots",
+        parameters=("self", "req", "pre_len", "insert_params"),
+        kind="uses",
+        reason="overridden: window slots of a prompt go into the tree, spare, not back",
+        upstream="a retention policy on SWAComponent",
+    ),
+    Hook(
+        target=f"{_SWA}._free_out_of_window_slots",
         parameters=("self", "req", "pre_len"),
         kind="uses",
-        reason="overridden: chunked kinds die at chunk boundaries",
+        reason="overridden: window slots of a prompt go into the tree, spare, not back",
         upstream="a retention policy on SWAComponent",
     ),
 )
