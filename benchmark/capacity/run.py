@@ -157,9 +157,9 @@ def write_table() -> None:
 HEADER = (
     "| model | steps: jenga | vLLM | static | unified | ideal inf | ideal none | / best peer "
     "| / ideal inf | hit %: jenga | vLLM | static | unified | preempt: jenga | waste % "
-    "| partial pages % | needed / budget % | us/step: jenga | static | unified | missed goals |"
+    "| partial pages % | needed / budget % | us/step: jenga | vLLM | static | unified | missed goals |"
 )
-RULE = "|" + "---|" * 21
+RULE = "|" + "---|" * 22
 
 
 def table_row(model: str, managers: dict[str, dict[str, Any]]) -> str:
@@ -191,6 +191,7 @@ def table_row(model: str, managers: dict[str, dict[str, Any]]) -> str:
         f"{100 * partial:.2f}",
         get("jenga", "sat_needed_over_budget", True),
         get("jenga", "host_us_per_step"),
+        get("vllm", "host_us_per_step"),
         get("static", "host_us_per_step"),
         get("unified", "host_us_per_step"),
         "; ".join(problems(managers)) or "none",
