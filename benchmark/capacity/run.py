@@ -157,7 +157,8 @@ def write_table() -> None:
 HEADER = (
     "| model | steps: jenga | vLLM | static | unified | ideal inf | ideal none | / best peer "
     "| / ideal inf | hit %: jenga | vLLM | static | unified | preempt: jenga | waste % "
-    "| partial pages % | needed / budget % | us/step: jenga | vLLM | static | unified | missed goals |"
+    "| partial pages % | needed / budget % | us/step: jenga | vLLM | static | unified "
+    "| missed goals |"
 )
 RULE = "|" + "---|" * 22
 
