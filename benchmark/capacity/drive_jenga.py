@@ -266,9 +266,8 @@ class JengaPeer(Peer):
 
     def _used_and_evictable(self) -> list[tuple[int, int, int]]:
         """(used slots, evictable slots, slot bytes) per kind."""
-        sizes = (self.tree.full_evictable_size, self.tree.swa_evictable_size)
         return [
-            (self.arena.used_tokens(index), sizes[index](), kind.slot_bytes)
+            (self.arena.used_tokens(index), self.tree.evictable_tokens(index), kind.slot_bytes)
             for index, kind in enumerate(self.plan.kinds)
         ]
 

@@ -19,13 +19,12 @@ from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext import plugin
-from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase, UniformArenaAllocator
+from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.demand import DemandModel
-from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
-from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+from sglang_jenga.sglang_ext.setup import build_allocator
 
 DTYPE = torch.bfloat16
 DEPENDENCY = {"full": Dependency.FULL, "swa": Dependency.WINDOW, "chunk": Dependency.CHUNKED}
@@ -88,13 +87,7 @@ def build(model: Any, budget_bytes: int, args: Any) -> ServerParts:
     rows = min(args.max_seqs, MAX_ROWS)
     req_pool = ArenaReqToTokenPool(rows, model.max_len + 64, "cpu", enable_memory_saver=False)
     buffer = ArenaBuffer(plan, "meta")
-    if kinds.window:
-        pool: Any = ArenaHybridKVPool(buffer, kinds, DTYPE)
-        allocator: Any = HybridArenaAllocator
-    else:
-        pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, DTYPE)
-        allocator = UniformArenaAllocator
-    arena = allocator(plan, pool, req_pool, demand, DTYPE, "cpu")
+    arena = build_allocator(buffer, kinds, req_pool, demand, dtype=DTYPE, device="cpu")
     params = CacheInitParams(
         disable=False,
         req_to_token_pool=req_pool,

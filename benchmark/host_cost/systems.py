@@ -33,13 +33,11 @@ from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext import decode
-from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
 from sglang_jenga.sglang_ext.demand import DemandModel
-from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
-from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
 from sglang_jenga.sglang_ext.radix import build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+from sglang_jenga.sglang_ext.setup import build_allocator
 
 DTYPE = torch.bfloat16
 HEADS, DIM = 1, 8
@@ -222,19 +220,8 @@ class Jenga(System):
             page_tokens=self.page_tokens, span_tokens=kinds.span_tokens, chunk_tokens=None
         )
         buffer = ArenaBuffer(plan, self.device)
-        self.allocator = (
-            HybridArenaAllocator(
-                plan, ArenaHybridKVPool(buffer, kinds, DTYPE), self.rows, demand, DTYPE, self.device
-            )
-            if self.hybrid
-            else UniformArenaAllocator(
-                plan,
-                ArenaKVPool(buffer, plan.kinds[0], full, DTYPE),
-                self.rows,
-                demand,
-                DTYPE,
-                self.device,
-            )
+        self.allocator = build_allocator(
+            buffer, kinds, self.rows, demand, dtype=DTYPE, device=self.device
         )
         self.tree = build_radix_cache(self._context())
 

@@ -29,13 +29,12 @@ from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext import decode
-from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase, UniformArenaAllocator
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
-from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+from sglang_jenga.sglang_ext.setup import build_allocator
 
 DTYPE = torch.bfloat16
 VOCABULARY = 1000
@@ -128,25 +127,16 @@ class Machine:
         self.rows = ArenaReqToTokenPool(rows, context_tokens, device, enable_memory_saver=False)
         if mirrored:
             self.rows.rows = MirroredRows(self.rows.req_to_token)
-        self.buffer = ArenaBuffer(self.plan, device)
-        self.pool: Any
-        self.arena: ArenaAllocatorBase
-        if kinds.window:
-            self.pool = ArenaHybridKVPool(self.buffer, kinds, DTYPE)
-            self.arena = HybridArenaAllocator(
-                self.plan, self.pool, self.rows, self.demand, DTYPE, device
-            )
-        else:
-            self.pool = ArenaKVPool(self.buffer, self.plan.kinds[0], kinds.full, DTYPE)
-            self.arena = UniformArenaAllocator(
-                self.plan, self.pool, self.rows, self.demand, DTYPE, device
-            )
+        buffer = ArenaBuffer(self.plan, device)
+        self.arena = build_allocator(
+            buffer, kinds, self.rows, self.demand, dtype=DTYPE, device=device
+        )
         if mirrored and isinstance(self.arena, HybridArenaAllocator):
             self.arena.translation.shared = False
             device_table = self.arena.translation.device_table.clone()
             self.arena.translation.device_table = device_table
             self.arena.full_to_swa_index_mapping = device_table
-            self.pool.register_mapping(device_table)
+            self.arena.get_kvcache().register_mapping(device_table)
         decode.install(torch.device(device).type)
         self.tree = self._build_tree(cached)
         self._names = count()

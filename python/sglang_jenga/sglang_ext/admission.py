@@ -120,21 +120,16 @@ class ArenaPrefillBudget(PrefillBudget):
 
     # ---- SGLang's interface ----------------------------------------------------------------
 
+    def _obtainable_tokens(self) -> int:
+        return self.allocator.available_size() + self.tree_cache.evictable_tokens(0)
+
     @property
     def remaining_total(self) -> float:
-        return (
-            self.allocator.available_size()
-            + self.tree_cache.evictable_tokens(0)
-            - self.total_offset
-        )
+        return self._obtainable_tokens() - self.total_offset
 
     @property
     def remaining_current(self) -> float:
-        return (
-            self.allocator.available_size()
-            + self.tree_cache.evictable_tokens(0)
-            - self.current_offset
-        )
+        return self._obtainable_tokens() - self.current_offset
 
     @property
     def is_idle(self) -> bool:

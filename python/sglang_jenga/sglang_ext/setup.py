@@ -29,8 +29,12 @@ from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.refusals import check_backends
 
 if TYPE_CHECKING:
+    import torch
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+    from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 
 logger = logging.getLogger(__name__)
 
@@ -246,9 +250,6 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
     from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 
-    from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
-    from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
-    from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
     from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 
     setup = setup_of(kvc.model_config)
@@ -265,19 +266,38 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
         enable_memory_saver=False,
     )
     buffer = ArenaBuffer(plan, kvc.device)
-    dtype = kvc.kv_cache_dtype
-    allocator_class: type[UniformArenaAllocator] | type[HybridArenaAllocator]
-    if setup.kinds.window:
-        pool: Any = ArenaHybridKVPool(buffer, setup.kinds, dtype)
-        allocator_class = HybridArenaAllocator
-    else:
-        pool = ArenaKVPool(buffer, plan.kinds[0], setup.kinds.full, dtype)
-        pool.mem_usage = plan.arena_bytes / 2**30
-        allocator_class = UniformArenaAllocator
-    allocator = allocator_class(plan, pool, req_pool, demand, dtype, kvc.device)
+    allocator = build_allocator(
+        buffer, setup.kinds, req_pool, demand, dtype=kvc.kv_cache_dtype, device=kvc.device
+    )
     decode.install(str(kvc.device).split(":")[0])
     return _InitializedPools(
         req_to_token_pool=req_pool,
-        token_to_kv_pool=pool,
+        token_to_kv_pool=allocator.get_kvcache(),
         token_to_kv_pool_allocator=allocator,
     )
+
+
+def build_allocator(
+    buffer: ArenaBuffer,
+    kinds: ModelKinds,
+    req_pool: ArenaReqToTokenPool,
+    demand: DemandModel,
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> ArenaAllocatorBase:
+    """The KV pool over ``buffer`` and the allocator that hands out its slots.
+
+    ``device``: where the tables lie that kernels read.
+    """
+    from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
+    from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
+    from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
+
+    plan = buffer.plan
+    if kinds.window:
+        hybrid = ArenaHybridKVPool(buffer, kinds, dtype)
+        return HybridArenaAllocator(plan, hybrid, req_pool, demand, dtype, device)
+    pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, dtype)
+    pool.mem_usage = plan.arena_bytes / 2**30
+    return UniformArenaAllocator(plan, pool, req_pool, demand, dtype, device)
