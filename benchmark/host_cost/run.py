@@ -154,6 +154,7 @@ def measure(case: tuple[str, int, bool], size: int, args: argparse.Namespace) ->
 def environment(device: str) -> dict[str, Any]:
     import sglang
     import torch
+    from provenance import commit
 
     import sglang_jenga
 
@@ -173,6 +174,7 @@ def environment(device: str) -> dict[str, Any]:
         "load": [round(value, 1) for value in os.getloadavg()],
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "clock": clock.__name__,
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "sglang": sglang.__version__,
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
     global clock
     clock = time.thread_time if args.device == "cpu" else time.perf_counter
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "" if args.device == "cpu" else "0")
-    sys.path.insert(0, str(HERE))
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
     from sglang.srt.plugins import load_plugins
 
     load_plugins()

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "tests"))
+sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "benchmark")]
 
+from provenance import commit  # noqa: E402
 from server.compare import LOGPROB_TOLERANCE  # noqa: E402
 from server.matrix import CannotServe, Family, play, prepare, reference_of  # noqa: E402
 from server.scenarios import SCENARIOS  # noqa: E402
@@ -86,6 +87,7 @@ def _rows(
         "tolerance": LOGPROB_TOLERANCE,
         "sglang": metadata.version("sglang"),
         "python": platform.python_version(),
+        "commit": commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:

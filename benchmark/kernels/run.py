@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,18 +20,18 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(RESULTS.parents[1]))
+
+from provenance import commit  # noqa: E402
 
 
 def environment() -> dict[str, str]:
     """What a reader needs to repeat the run."""
     packages = ("sglang", "sglang-jenga", "torch", "triton", "flashinfer-python")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=RESULTS, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "device": torch.cuda.get_device_name(),
         "cuda": str(torch.version.cuda),
-        "commit": commit or "unknown",
+        "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{name: metadata.version(name) for name in packages},

@@ -250,6 +250,9 @@ def main() -> None:
     args = parser.parse_args()
     from importlib.metadata import version
 
+    sys.path.insert(0, str(HERE.parent))
+    from provenance import commit
+
     from sglang_jenga.tiny import build
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -260,7 +263,8 @@ def main() -> None:
         for name in args.shape:
             checkpoint = build(SHAPES[name].family, Path(work) / name, preset="bench")
             samples += measure(name, SHAPES[name], checkpoint, args.rounds, Path(work))
-    header = {"command": " ".join(sys.argv), "versions": versions, "machine": machine}
+    header = {"command": " ".join(sys.argv), "commit": commit(), "versions": versions}
+    header["machine"] = machine
     raw = [json.dumps(header), *(json.dumps(asdict(sample)) for sample in samples)]
     (args.out / "serving.jsonl").write_text("\n".join(raw) + "\n")
     (args.out / "serving.md").write_text(table(samples))
