@@ -31,11 +31,12 @@ import sys
 import time
 from array import array
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req, ScheduleBatch
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -157,6 +158,7 @@ class JengaPeer(Peer):
             r.peer.lock = lock
         else:
             self.tree.unlock(lock)
+            r.peer.kv.mamba_cow_src_index = None
         self.timers.add("admit", time.perf_counter() - start)
         return n if limit is None else min(n, limit)
 
@@ -217,6 +219,8 @@ class JengaPeer(Peer):
         if self.req_pool.alloc(reqs) is None:
             raise RuntimeError(f"no free row for {len(reqs)} requests")
         total = sum(req.extend_end - req.prefix_len for req in reqs)
+        if self.arena.state_kind is not None:
+            self._prepare_states(reqs)
         if self.arena.alloc(total) is None:
             raise RuntimeError(f"allocation of {total} admitted tokens failed")
         for r, req, prefix in zip(batch, reqs, prefixes, strict=True):
@@ -225,6 +229,17 @@ class JengaPeer(Peer):
             req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end
             self.unpublished.add(r.idx)
         self.timers.add("alloc_prefill", time.perf_counter() - start)
+
+    def _prepare_states(self, reqs: list[Req]) -> None:
+        """What SGLang's ``prepare_for_extend`` does about states, by its own methods."""
+        batch = SimpleNamespace(
+            tree_cache=self.tree,
+            req_to_token_pool=self.req_pool,
+            model_config=SimpleNamespace(hf_text_config=SimpleNamespace()),
+        )
+        for req in reqs:
+            ScheduleBatch._mamba_radix_cache_v2_req_prepare_for_extend(batch, req)
+        ScheduleBatch._collect_deferred_mamba_cow_and_clear(batch, reqs)
 
     def token(self, r: SReq) -> None:
         r.peer.output_ids.append(r.out_id(r.n_out))
@@ -267,7 +282,7 @@ class JengaPeer(Peer):
     def _used_and_evictable(self) -> list[tuple[int, int, int]]:
         """(used slots, evictable slots, slot bytes) per kind."""
         return [
-            (self.arena.used_tokens(index), self.tree.evictable_tokens(index), kind.slot_bytes)
+            (self.arena.used_slots(index), self.tree.evictable_slots(index), kind.slot_bytes)
             for index, kind in enumerate(self.plan.kinds)
         ]
 

@@ -30,16 +30,28 @@ MODELS = (
     "gpt-oss-20b",
     "ministral-8b",
     "llama4-scout",
+    "jamba-v0.1",
+    "qwen3-next-80b",
+    "qwen3-next-80b-fp32ssm",
 )
+#: Models with recurrent states: SGLang caps the requests that run by its split, so that its unified
+#: memory without that cap is one more manager, and so is its other way of keeping states.
+RECURRENT = ("jamba-v0.1", "qwen3-next-80b", "qwen3-next-80b-fp32ssm")
 #: Models that SGLang itself serves from two pools, where its unified memory is another manager.
-HYBRID_IN_SGLANG = ("gpt-oss-20b", "llama4-scout")
+HYBRID_IN_SGLANG = ("gpt-oss-20b", "llama4-scout", *RECURRENT)
 STREAMS = {
     "mooncake_conv": ("-n", "400"),
     "mooncake_chat": ("-n", "400"),
     "azure_code": ("-n", "1500", "--budget-scale", "0.25"),
 }
-MANAGERS = ("ideal-inf", "ideal-none", "vllm", "static", "unified", "jenga")
-PEERS = ("vllm", "static", "unified")
+#: SGLang's unified memory without the cap, by its strategy of keeping states.
+NO_CAP = {
+    "uncapped-extra": ("--mode", "unified_nolimit", "--opt", "strategy=extra_buffer"),
+    "uncapped-none": ("--mode", "unified_nolimit", "--opt", "strategy=no_buffer"),
+}
+SGLANG = ("static", "unified", *NO_CAP)
+MANAGERS = ("ideal-inf", "ideal-none", "vllm", *SGLANG, "jenga")
+PEERS = ("vllm", *SGLANG)
 #: Steps may exceed the best peer's by this much (the judge is deterministic, streams are short).
 TOLERANCE = 1.02
 
@@ -53,7 +65,8 @@ def command(manager: str, args: argparse.Namespace) -> list[str]:
         return [args.vllm_python, str(judge / "drive_vllm.py")]
     if manager.startswith("ideal"):
         return [python, str(judge / "drive_ideal.py"), "--mode", manager.split("-")[1]]
-    return [python, str(judge / "drive_sglang.py"), "--mode", manager]
+    mode = NO_CAP.get(manager, ("--mode", manager))
+    return [python, str(judge / "drive_sglang.py"), *mode]
 
 
 def measure(manager: str, model: str, stream: str, args: argparse.Namespace) -> None:
@@ -113,7 +126,8 @@ def problems(managers: dict[str, dict[str, Any]]) -> list[str]:
         out.append("large pages lost")
     if peers and steps["jenga"] > TOLERANCE * min(peers):
         out.append(f"steps {steps['jenga'] / min(peers):.3f} x best peer")
-    peer_hit = hits.get("unified", hits.get("static", 0.0))
+    unified = [hits[name] for name in SGLANG[1:] if name in hits]
+    peer_hit = max(unified, default=hits.get("static", 0.0))
     if hits["jenga"] < peer_hit:
         out.append(f"hits {100 * hits['jenga']:.1f} % < {100 * peer_hit:.1f} %")
     return out
@@ -219,6 +233,8 @@ def main() -> None:
             for model in args.models:
                 for manager in args.only:
                     if manager == "unified" and model not in HYBRID_IN_SGLANG:
+                        continue
+                    if manager in NO_CAP and model not in RECURRENT:
                         continue
                     if manager == "vllm" and not args.vllm_python:
                         continue

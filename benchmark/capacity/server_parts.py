@@ -24,12 +24,16 @@ from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
-from sglang_jenga.sglang_ext.setup import build_allocator
+from sglang_jenga.sglang_ext.setup import build_allocator, build_rows
+from sglang_jenga.sglang_ext.state_strategy import LAZY
+from sglang_jenga.sglang_ext.states import StateLayers
 
 DTYPE = torch.bfloat16
 DEPENDENCY = {"full": Dependency.FULL, "swa": Dependency.WINDOW, "chunk": Dependency.CHUNKED}
 #: More rows than any row of the judge runs at once; a row costs 4 bytes per position of memory.
 MAX_ROWS = 512
+#: Grid of prefill snapshots: the chunk of SGLang's gated-delta-net kernels, as for every peer.
+STATE_CHUNK_TOKENS = 64
 
 # Pools ask torch for the module of their device; "meta" has none of its own.
 torch._register_device_module("meta", types.ModuleType("torch.meta"))
@@ -48,26 +52,44 @@ class ServerParts:
 
 def kinds_of(model: Any) -> ModelKinds:
     """The judge's geometry as the layers that the plugin would read off the built model."""
-    unknown = sorted({group.kind for group in model.groups} - set(DEPENDENCY))
+    unknown = sorted({group.kind for group in model.groups} - {*DEPENDENCY, "mamba"})
     if unknown:
         sys.exit(
             f"model {model.name} has layers of kind {', '.join(unknown)}: the arena does not serve "
             f"them yet, only {', '.join(DEPENDENCY)}"
         )
-    layers = []
+    layers: list[AttentionLayer] = []
+    states = None
+    layer_id = 0
     for group in model.groups:
-        for _ in range(group.layers):
-            layers.append(
-                AttentionLayer(
-                    layer_id=len(layers),
-                    num_kv_heads=group.heads,
-                    k_head_dim=group.head_dim,
-                    v_head_dim=group.head_dim,
-                    dependency=DEPENDENCY[group.kind],
-                    span_tokens=group.window or None,
-                )
+        ids = range(layer_id, layer_id + group.layers)
+        layer_id += group.layers
+        if group.kind == "mamba":
+            states = _states(group, tuple(ids))
+            continue
+        layers += [
+            AttentionLayer(
+                layer_id=i,
+                num_kv_heads=group.heads,
+                k_head_dim=group.head_dim,
+                v_head_dim=group.head_dim,
+                dependency=DEPENDENCY[group.kind],
+                span_tokens=group.window or None,
             )
-    return group_layers(layers)
+            for i in ids
+        ]
+    return group_layers(layers, states)
+
+
+def _states(group: Any, layer_ids: tuple[int, ...]) -> StateLayers:
+    (conv, temporal), (conv_dtype, temporal_dtype) = group.shapes, group.dtypes
+    return StateLayers(
+        layer_ids=layer_ids,
+        conv_shapes=(tuple(conv),),
+        conv_dtype=getattr(torch, conv_dtype),
+        temporal_shape=tuple(temporal),
+        temporal_dtype=getattr(torch, temporal_dtype),
+    )
 
 
 def build(model: Any, budget_bytes: int, args: Any) -> ServerParts:
@@ -77,7 +99,13 @@ def build(model: Any, budget_bytes: int, args: Any) -> ServerParts:
     """
     kinds = kinds_of(model)
     reset_context()
-    server_args = ServerArgs(model_path="dummy", device="cpu", page_size=1)
+    server_args = ServerArgs(
+        model_path="dummy",
+        device="cpu",
+        page_size=1,
+        **({} if kinds.states is None else {"mamba_radix_cache_strategy": LAZY}),
+    )
+    server_args._mamba_cache_chunk_size = STATE_CHUNK_TOKENS
     publish(server_args, role="tokenizer")
     plugin.load()
     plan = plan_arena(kinds.specs(DTYPE), arena_bytes=budget_bytes, page_tokens=1)
@@ -85,8 +113,15 @@ def build(model: Any, budget_bytes: int, args: Any) -> ServerParts:
         page_tokens=1, span_tokens=kinds.span_tokens, chunk_tokens=args.token_budget
     )
     rows = min(args.max_seqs, MAX_ROWS)
-    req_pool = ArenaReqToTokenPool(rows, model.max_len + 64, "cpu", enable_memory_saver=False)
     buffer = ArenaBuffer(plan, "meta")
+    req_pool = build_rows(
+        buffer,
+        kinds,
+        num_rows=rows,
+        context_tokens=model.max_len + 64,
+        device="cpu",
+        snapshot_grid_tokens=STATE_CHUNK_TOKENS,
+    )
     arena = build_allocator(buffer, kinds, req_pool, demand, dtype=DTYPE, device="cpu")
     params = CacheInitParams(
         disable=False,
@@ -95,13 +130,14 @@ def build(model: Any, budget_bytes: int, args: Any) -> ServerParts:
         page_size=1,
         sliding_window_size=kinds.span_tokens,
         chunked_prefill_size=args.token_budget,
+        enable_mamba_extra_buffer=kinds.states is not None,
     )
     tree = build_radix_cache(
         TreeCacheBuildContext(
             server_args=server_args,
             params=params,
             is_hybrid_swa=bool(kinds.window),
-            is_hybrid_ssm=False,
+            is_hybrid_ssm=kinds.states is not None,
             enable_hierarchical_cache=False,
             disable_radix_cache=False,
             tp_worker=None,

@@ -165,6 +165,25 @@ class Churn:
         if not any(holder.pages):
             self.cached.pop(index)
 
+    def take(self, kind: int, count: int) -> None:
+        """Pages that no row runs through: a state that the tree keeps, say."""
+        totals = [count if k == kind else 0 for k in self.kinds]
+        fits = self.alloc.fits(totals)
+        assert fits == self.shadow.fits(totals, self.idle())
+        before = None if fits else snapshot(self.alloc)
+        try:
+            ids = self.alloc.take(kind, count).tolist()
+        except Exhausted:
+            assert not fits, "refused what fits"
+            assert snapshot(self.alloc) == before, "a refused call must leave no trace"
+            return
+        assert fits, "served what does not fit"
+        self.lives += 1
+        holder = Holder(life=self.lives, pages=[ids if k == kind else [] for k in self.kinds])
+        self.shadow.hand_out(kind, ids, holder.life)
+        self.cached.append(holder)
+        self.all_roomy = False
+
     def clear(self) -> None:
         self.alloc.clear()
         self.forget()
@@ -200,12 +219,19 @@ class Churn:
         return [n - len(self.shadow.large_pages(kind)) for kind, n in enumerate(self.owned())]
 
     def is_roomy(self, rows: list[int], counts: list[list[int]]) -> bool:
-        fresh = 0
-        for kind in self.kinds:
-            for row, count in zip(rows, counts[kind], strict=True):
-                missing = max(0, count - self.alloc._kinds[kind].open_pages(row))
-                fresh += -(-missing // self.sizes[kind])
+        fresh = sum(sum(self.beyond_runs(kind, rows, counts[kind])) for kind in self.kinds)
         return fresh <= self.alloc.num_free_large_pages
+
+    def beyond_runs(
+        self, kind: int, rows: list[int], counts: list[int], *, whole: bool = False
+    ) -> list[int]:
+        """Large pages per row for what its open run cannot serve, rounded up; down if ``whole``."""
+        n = self.sizes[kind]
+        missing = [
+            max(0, count - self.alloc._kinds[kind].open_pages(row))
+            for row, count in zip(rows, counts, strict=True)
+        ]
+        return [pages // n if whole else -(-pages // n) for pages in missing]
 
     def allocate(
         self, rows: list[int], counts: list[list[int]], call: Callable[[], list[np.ndarray]]
@@ -214,6 +240,7 @@ class Churn:
         fits = self.alloc.fits(totals)
         assert fits == self.shadow.fits(totals, self.idle())
         roomy = self.is_roomy(rows, counts)
+        whole_pages = [sum(self.beyond_runs(k, rows, counts[k], whole=True)) for k in self.kinds]
         owned, before = self.owned(), None if fits else snapshot(self.alloc)
         try:
             ids = call()
@@ -234,7 +261,8 @@ class Churn:
                 given = [next(pages) for _ in range(count)]
                 self.shadow.hand_out(kind, given, self.running[row].life)
                 self.running[row].pages[kind] += given
-            if self.owned()[kind] > owned[kind] and (self.packs[kind] or not roomy):
+            bulk = whole_pages[kind] if self.packs[kind] else 0
+            if self.owned()[kind] > owned[kind] + bulk and (self.packs[kind] or not roomy):
                 assert self.alloc.num_holes(kind) < self.sizes[kind], "grew beside holes"
 
     def check(self) -> None:
@@ -292,6 +320,10 @@ class ChurnMachine(RuleBasedStateMachine):
         kinds = [kind for kind in self.churn.kinds if kind != skipped - 1]
         for _ in range(times):
             self.churn.decode(rows, kinds or [0])
+
+    @rule(data=st.data(), count=st.integers(1, 40))
+    def take(self, data: st.DataObject, count: int) -> None:
+        self.churn.take(data.draw(st.sampled_from(self.churn.kinds)), count)
 
     @rule(row=st.integers(0, NUM_ROWS - 1), data=st.data(), left=st.integers(0, 9))
     def squeeze(self, row: int, data: st.DataObject, left: int) -> None:
@@ -368,6 +400,8 @@ def act(churn: Churn, rng: random.Random) -> None:
         churn.decode(rows, sorted(rng.sample(churn.kinds, rng.randint(1, len(churn.kinds)))))
     elif dice < 0.56 and not churn.all_roomy:
         churn.squeeze(rows[0], kind, rng.choice([0, 1, churn.sizes[kind]]))
+    elif dice < 0.59 and not churn.all_roomy:
+        churn.take(kind, rng.choice([1, 2, churn.sizes[kind] + 1]))
     elif dice < 0.65:
         churn.slide(running, kind, rng.randint(1, 2 * churn.sizes[kind]))
     elif dice < 0.7:

@@ -51,7 +51,7 @@ def live(machine: Machine, *, decode_tokens: int = 96) -> Iterator[str]:
         machine.finish(req)
     yield "everybody is finished"
 
-    half = [machine.arena.usable_tokens(k) // 2 for k in machine.arena.kinds]
+    half = [machine.arena.usable_slots(k) // 2 for k in machine.arena.kinds]
     machine.arena.reclaim(machine.tree, [n // machine.page_tokens for n in half])
     yield "the cache gave up what others asked for"
     late = machine.prefill(range(800, 880))

@@ -302,7 +302,7 @@ class Machine:
         self.tree.sanity_check()
         for kind in self.arena.kinds:
             owned = self.tree_tokens(kind)
-            used = self.arena.used_tokens(kind)
+            used = self.arena.used_slots(kind)
             if owned != used:
                 found.append(f"kind {kind}: {used} tokens in use, the tree has {owned}, idle")
         return found

@@ -140,7 +140,7 @@ class Loop:
     def _state(self) -> str:
         machine = self.machine
         chunked = self.chunked and f"{self.chunked.rid} at {self.chunked.prefix_len} tokens"
-        held = [machine.arena.used_tokens(k) - machine.tree_tokens(k) for k in machine.arena.kinds]
+        held = [machine.arena.used_slots(k) - machine.tree_tokens(k) for k in machine.arena.kinds]
         return (
             f"{len(self.running)} run, half-done prompt: {chunked}, waiting: "
             f"{[(req.rid, len(req.origin_input_ids)) for req in self.waiting[:3]]}, "

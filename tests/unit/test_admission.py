@@ -206,9 +206,9 @@ def test_a_half_done_prompt_gives_its_dead_window_slots_back_before_its_next_chu
     machine = make_machine(KINDS["window"], cached=cached, longest=600)
     half_done(machine, tokens=100)
     machine.tree.evict_until(lambda: False)
-    assert machine.arena.used_tokens(0) == 100
+    assert machine.arena.used_slots(0) == 100
     # The tree pins one page more than the window, for the same prompt sent again.
-    assert machine.arena.used_tokens(1) == W + (1 if cached else 0)
+    assert machine.arena.used_slots(1) == W + (1 if cached else 0)
 
 
 # ---- the budget object by itself ---------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_it_holds_about_one_span_of_window_slots_however_long_it_gets(
         machine.decode([req])
         machine.tree.evict_until(lambda: False)  # the prompt's window is no longer pinned
         assert len(live_positions(machine, req)) <= SPAN + interval + 2 * page_tokens
-        assert machine.arena.used_tokens(1) <= SPAN + interval + 2 * page_tokens
+        assert machine.arena.used_slots(1) <= SPAN + interval + 2 * page_tokens
 
 
 @CASES

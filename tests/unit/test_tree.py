@@ -218,7 +218,8 @@ def oldest_by_brute_force(core: ArenaTreeCore, machine: Machine) -> dict[str, ob
 def check_oldest(machine: Machine) -> None:
     core = machine.tree.tree_core
     truth = oldest_by_brute_force(core, machine)
-    leaf, window = core.oldest_leaf(), core.oldest_window()
+    leaf = core.oldest_leaf()
+    window = core.oldest_piece(WINDOW) if WINDOW in core.component_types else None
     assert (leaf is None) == (not truth["leaves"])
     if leaf is not None:
         assert leaf.node.id in truth["leaves"]
@@ -383,7 +384,7 @@ def test_a_request_pins_no_more_window_slots_of_its_prefix_than_it_reads(
     n = req.prefix_len
     reads = SPAN if dependency is Dependency.WINDOW else n % SPAN
     # One token (page) more, for the same prompt sent again: it is hit up to its last token.
-    assert n > 0 and machine.arena.used_tokens(1) == reads + 1
+    assert n > 0 and machine.arena.used_slots(1) == reads + 1
     machine.tree.unlock(req.lock)
 
 

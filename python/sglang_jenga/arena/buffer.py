@@ -9,6 +9,9 @@ contiguous.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
+
 import torch
 
 from sglang_jenga.core.plan import ArenaPlan, KindPlan
@@ -41,23 +44,46 @@ class ArenaBuffer:
         Raises:
             ValueError: the row of the plan has another size.
         """
-        row = next(r for r in kind.spec.rows if r.layer_id == layer_id and r.part == part)
-        num_elements = 1
-        for dim in shape:
-            num_elements *= dim
-        if num_elements * dtype.itemsize != row.row_bytes:
-            raise ValueError(
-                f"layer {layer_id} part {part!r}: shape {shape} of {dtype} is "
-                f"{num_elements * dtype.itemsize} B, the plan has {row.row_bytes} B"
-            )
-        strides = []
-        step = 1
-        for dim in reversed(shape):
-            strides.append(step)
-            step *= dim
+        return self._layers(kind, [layer_id], part, dtype, shape)[0]
+
+    def layers_view(
+        self, kind: KindPlan, part: str, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> torch.Tensor:
+        """``[layers, num_slots, *shape]`` view of one part of ``kind`` in every layer that has it.
+
+        For kinds whose rows lie part by part, each part's layers side by side
+        (:func:`sglang_jenga.core.kinds.state_kind`): SGLang's state kernels index layer, then slot.
+
+        Raises:
+            ValueError: a row has another size, or the layers are not evenly spaced.
+        """
+        layer_ids = [row.layer_id for row in kind.spec.rows if row.part == part]
+        return self._layers(kind, layer_ids, part, dtype, shape)
+
+    def _layers(
+        self,
+        kind: KindPlan,
+        layer_ids: list[int],
+        part: str,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+    ) -> torch.Tensor:
+        expected = prod(shape) * dtype.itemsize
+        for row in kind.spec.rows:
+            if row.part == part and row.layer_id in layer_ids and row.row_bytes != expected:
+                raise ValueError(
+                    f"layer {row.layer_id} part {part!r}: shape {shape} of {dtype} is "
+                    f"{expected} B, the plan has {row.row_bytes} B"
+                )
+        starts = [kind.row_offset_bytes(layer_id, part) for layer_id in layer_ids]
+        steps = {after - before for before, after in pairwise(starts)}
+        if len(steps) > 1:
+            raise ValueError(f"part {part!r}: its layers are not evenly spaced in a slot")
+        layer_stride = steps.pop() if steps else 0
+        strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
         return torch.as_strided(
             self.bytes.view(dtype),
-            (self.plan.num_slots(kind.spec.name), *shape),
-            (kind.slot_bytes // dtype.itemsize, *reversed(strides)),
-            kind.row_offset_bytes(layer_id, part) // dtype.itemsize,
+            (len(layer_ids), self.plan.num_slots(kind.spec.name), *shape),
+            (layer_stride // dtype.itemsize, kind.slot_bytes // dtype.itemsize, *strides),
+            starts[0] // dtype.itemsize,
         )

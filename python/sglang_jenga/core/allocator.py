@@ -8,7 +8,8 @@ free small page inside a large page that a kind owns. Ids are physical for life:
 Where a new small page comes from, in order:
 
 1. the row's own open run (the fast path: one vectorised ``cursor += 1`` for a whole batch);
-2. a free large page, whose small pages become the row's open run;
+2. a free large page, whose small pages become the row's open run; where rows share large pages
+   (3), only for as many pages as fill whole ones, so that they become free together;
 3. holes in partial large pages of the kind, fullest page first, so that emptier ones drain;
 4. unused tails of open runs, longest first, cut no further than needed.
 
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -40,6 +42,8 @@ from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.core.geometry import ArenaPlan
 from sglang_jenga.core.large_pages import IntArray, LargePages
 from sglang_jenga.core.small_pages import SmallPages
+
+_NOBODY: Final[IntArray] = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,20 @@ class ArenaAllocator:
         """Whether a demand of ``small_pages[kind]`` would be served now. Exact."""
         return self.large_pages_for(small_pages) <= self.large.num_free
 
+    def fits_apart(self, small_pages: Sequence[int]) -> bool:
+        """Whether the demand fits with whole large pages for as much of it as fills some.
+
+        Where large pages are shared by rows, that keeps a long prompt out of the holes between
+        others: its pages become free together, which is what a kind with large slots waits for.
+        """
+        total = 0
+        for k, asked in zip(self._kinds, small_pages, strict=True):
+            n = k.pages_per_large
+            whole = asked // n if k.packs else 0
+            missing = asked - whole * n - k.num_holes - k.reserved
+            total += whole + max(0, -(-missing // n))
+        return total <= self.large.num_free
+
     def census(self) -> tuple[KindCensus, ...]:
         return tuple(
             KindCensus(
@@ -172,16 +190,36 @@ class ArenaAllocator:
         most = sum(
             len(rows) + sum(counts) // k.pages_per_large
             for k, counts in zip(self._kinds, small_pages, strict=True)
+            if any(counts)
         )
-        roomy = most <= self.large.num_free or self._is_roomy(rows, small_pages)
+        roomy = apart = most <= self.large.num_free or self._is_roomy(rows, small_pages)
         if not roomy:
             counts_per_kind = [np.array(counts, dtype=np.int64) for counts in small_pages]
-            self._make_room(np.array(rows, dtype=np.int64), counts_per_kind)
+            apart = self._make_room(np.array(rows, dtype=np.int64), counts_per_kind)
         out = [
-            k.take(rows, counts, roomy) for k, counts in zip(self._kinds, small_pages, strict=True)
+            k.take(rows, counts, roomy=roomy, apart=apart)
+            for k, counts in zip(self._kinds, small_pages, strict=True)
         ]
         self.version += 1
         return out
+
+    def take(self, kind: int, count: int) -> IntArray:
+        """Allocate ``count`` small pages of one kind that belong to no row's run, holes first.
+
+        For what is not laid out along a request's tokens, recurrent states for example: whoever
+        holds such a page names it when it is freed, so it may pass from a request to the cache.
+
+        Raises:
+            Exhausted: the demand does not fit; nothing changed.
+        """
+        demand = [0] * len(self._kinds)
+        demand[kind] = count
+        if not self.fits(demand):
+            raise Exhausted(self.explain_shortage(demand))
+        k = self._kinds[kind]
+        k.cut_runs(_NOBODY, _NOBODY, count - k.num_holes - self.large.num_free * k.pages_per_large)
+        self.version += 1
+        return k.take_holes_first(count)
 
     def _is_roomy(self, rows: Sequence[int], small_pages: Sequence[Sequence[int]]) -> bool:
         """Whether free large pages suffice for the demand even if no hole is used."""
@@ -220,15 +258,21 @@ class ArenaAllocator:
         self.version += 1
         return out
 
-    def _make_room(self, rows: IntArray, counts: Sequence[IntArray]) -> None:
+    def _make_room(self, rows: IntArray, counts: Sequence[IntArray]) -> bool:
         """Tight path: check the whole demand, cut open runs where all else falls short.
 
         Every kind that is short covers all it can from tails, so what is left to take from free
-        large pages is what :meth:`fits` counted.
+        large pages is what :meth:`fits` counted. True: there is no need to, and what fills large
+        pages can have whole ones.
         """
         totals = [int(count.sum()) for count in counts]
         if not self.fits(totals):
             raise Exhausted(self.explain_shortage(totals))
+        apart = sum(
+            k.large_pages_apart(rows, count) for k, count in zip(self._kinds, counts, strict=True)
+        )
+        if apart <= self.large.num_free:
+            return True
         missing = [k.missing(rows, count) for k, count in zip(self._kinds, counts, strict=True)]
         large = sum(
             -(-pages // k.pages_per_large) for k, pages in zip(self._kinds, missing, strict=True)
@@ -236,6 +280,7 @@ class ArenaAllocator:
         if large > self.large.num_free:
             for k, count, pages in zip(self._kinds, counts, missing, strict=True):
                 k.cut_runs(rows, count, pages)
+        return False
 
     def free(self, kind: int, pages: IntArray) -> None:
         """Give small pages of ``kind`` back; a large page left empty returns to level 1 at once.

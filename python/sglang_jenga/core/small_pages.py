@@ -113,11 +113,16 @@ class SmallPages:
 
     # ---- taking ----------------------------------------------------------------------------
 
-    def take(self, rows: Sequence[int], counts: Sequence[int], roomy: bool) -> IntArray:
+    def take(
+        self, rows: Sequence[int], counts: Sequence[int], *, roomy: bool, apart: bool
+    ) -> IntArray:
         """``counts[i]`` pages for ``rows[i]``, row after row.
 
-        Each row's own run first, then fresh pages or holes as ``roomy`` says.
+        Each row's own run first, then fresh pages or holes as ``roomy`` says; where rows share
+        large pages, whole ones first for what fills them if ``apart``.
         """
+        if not any(counts):
+            return np.empty(0, dtype=np.int64)
         if roomy and not self.packs and len(rows) > _FEW_ROWS:
             return self._take_runs(np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64))
         parts = []
@@ -125,9 +130,18 @@ class SmallPages:
             own = min(count, self.open_pages(row))
             if own:
                 parts.append(self._take_own(row, own))
-            if count > own:
-                parts.append(self._take_more(count - own, row if roomy else None))
+            more = count - own
+            whole = more // self.pages_per_large * self.pages_per_large
+            if self.packs and apart and whole:
+                parts.append(self._take_fresh(whole, None))
+                more -= whole
+            if more:
+                parts.append(self._take_more(more, row if roomy else None))
         return _join(parts)
+
+    def take_holes_first(self, count: int) -> IntArray:
+        """``count`` pages outside every run; free large pages only where holes are short."""
+        return self._take_more(count, None)
 
     def _take_own(self, row: int, count: int) -> IntArray:
         start = int(self.cursor[row])
@@ -269,8 +283,17 @@ class SmallPages:
 
     def missing(self, rows: IntArray, counts: IntArray) -> int:
         """Pages of this demand that neither the rows' own runs nor holes can serve."""
-        beyond = np.maximum(counts - (self.limit[rows] - self.cursor[rows]), 0)
-        return max(0, int(beyond.sum()) - self.num_holes)
+        return max(0, int(self._beyond_runs(rows, counts).sum()) - self.num_holes)
+
+    def large_pages_apart(self, rows: IntArray, counts: IntArray) -> int:
+        """Large pages this demand takes if rows that share large pages get whole ones first."""
+        beyond = self._beyond_runs(rows, counts)
+        n = self.pages_per_large
+        whole = int((beyond // n).sum()) if self.packs else 0
+        return whole - (-max(0, int(beyond.sum()) - whole * n - self.num_holes) // n)
+
+    def _beyond_runs(self, rows: IntArray, counts: IntArray) -> IntArray:
+        return np.maximum(counts - (self.limit[rows] - self.cursor[rows]), 0)
 
     def cut_runs(self, rows: IntArray, counts: IntArray, missing: int) -> None:
         """Turn ``missing`` pages of open runs, or all there are, into holes, longest tail first.
@@ -279,6 +302,8 @@ class SmallPages:
         """
         unused = self.limit - self.cursor
         unused[rows] = np.maximum(unused[rows] - counts, 0)
+        if missing <= 0:
+            return
         for row in np.argsort(-unused, kind="stable").tolist():
             length = min(missing, int(unused[row]))
             if length == 0:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 #: A newcomer's chunk is not shortened below this: much shorter ones waste a GPU's prefill speed.
 MIN_CHUNK_TOKENS = 2048
+#: Recurrent states that a request needs while it runs (where the model has any): its own. Those it
+#: leaves behind for others belong to the tree, which gives them up when bytes are short.
+NEWCOMER_STATES = 1
 
 
 class ArenaPrefillBudget(PrefillBudget):
@@ -48,7 +51,7 @@ class ArenaPrefillBudget(PrefillBudget):
         super().__init__(allocator, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
         self._demand = allocator.demand
         self._interval = self._demand.slide_interval_tokens(allocator.plan)
-        self.pending_pages = [self._pages(num_mixed_decode_tokens)] * len(allocator.kinds)
+        self.pending_pages = allocator.demand_of(self._pages(num_mixed_decode_tokens))
         self._admitted = 0
         #: Window growth of running requests, and the state of the arena it was summed up for.
         self._growth = 0.0
@@ -61,20 +64,22 @@ class ArenaPrefillBudget(PrefillBudget):
 
     # ---- the two questions -----------------------------------------------------------------
 
-    def _fits_eventually(self, full_tokens: float, window_tokens: float) -> bool:
-        """Could this many more tokens per kind fit once all evictable slots are gone?
+    def _fits_eventually(self, full_tokens: float, window_tokens: float, states: int) -> bool:
+        """Could this many more slots per kind fit once all evictable slots are gone?
 
         Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
         ``ceil((pinned + asked) / small_pages_per_large_page)``.
         """
-        core = self.allocator.core
-        asked = (full_tokens, window_tokens)
+        arena = self.allocator
+        asked = arena.demand_of(0, states + self._pending_states)
+        for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
+            asked[kind] = self._pages(tokens)
         large = 0
-        for kind in self.allocator.kinds:
-            pinned = core.num_used(kind) - self.tree_cache.evictable_tokens(kind) // self.page_size
-            per_large = self.allocator.plan.kinds[kind].small_pages_per_large_page
-            large += -(-(pinned + self._pages(asked[kind])) // per_large)
-        return bool(large <= self.allocator.plan.usable_large_pages)
+        for kind, plan in enumerate(arena.plan.kinds):
+            evictable = self.tree_cache.evictable_slots(kind) // plan.slots_per_small_page
+            pinned = arena.core.num_used(kind) - evictable
+            large += -(-(pinned + asked[kind]) // plan.small_pages_per_large_page)
+        return bool(large <= arena.plan.usable_large_pages)
 
     def _future_window_tokens(self) -> float:
         """Window growth of running requests: none grows past its span, nor past its tokens."""
@@ -87,19 +92,22 @@ class ArenaPrefillBudget(PrefillBudget):
             self._growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
         return float(min(self.total_offset, self._growth))
 
-    def _make_free_now(self, tokens: int, *, keep_windows: bool = False) -> bool:
-        """Evict until the pass's promises and ``tokens`` more are free in every kind."""
+    def _make_free_now(self, tokens: int, states: int, *, keep_windows: bool = False) -> bool:
+        """Evict until the pass's promises and this much more are free in every kind.
+
+        ``tokens`` in each kind that grows by tokens, and ``states`` recurrent states.
+        """
         # Exact or a page too many: an extension may begin inside its prefix's last page.
-        more = self._pages(tokens)
-        demand = [pages + more for pages in self.pending_pages]
+        more = self.allocator.demand_of(self._pages(tokens), states)
+        demand = [pages + asked for pages, asked in zip(self.pending_pages, more, strict=True)]
         return bool(self.allocator.reclaim(self.tree_cache, demand, keep_windows=keep_windows))
 
-    def _largest_chunk_now(self, limit: int, *, keep_windows: bool = False) -> int:
+    def _largest_chunk_now(self, limit: int, states: int, *, keep_windows: bool = False) -> int:
         """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""
         low, high = 0, limit // self.page_size
         while low < high:
             middle = (low + high + 1) // 2
-            if self._make_free_now(middle * self.page_size, keep_windows=keep_windows):
+            if self._make_free_now(middle * self.page_size, states, keep_windows=keep_windows):
                 low = middle
             else:
                 high = middle - 1
@@ -111,8 +119,8 @@ class ArenaPrefillBudget(PrefillBudget):
         While a chunk runs, a window kind holds a slot for each of its tokens. That is what keeps a
         request out when those slots are bigger than the full ones (Gemma-3: five times).
         """
-        kinds = self.allocator.plan.kinds
-        if len(kinds) == 1 or kinds[1].slot_bytes <= kinds[0].slot_bytes:
+        sizes = [self.allocator.plan.kinds[k].slot_bytes for k in self.allocator.token_kinds]
+        if len(sizes) == 1 or sizes[1] <= sizes[0]:
             return
         while tokens // 2 >= MIN_CHUNK_TOKENS:
             tokens //= 2
@@ -121,7 +129,7 @@ class ArenaPrefillBudget(PrefillBudget):
     # ---- SGLang's interface ----------------------------------------------------------------
 
     def _obtainable_tokens(self) -> int:
-        return self.allocator.available_size() + self.tree_cache.evictable_tokens(0)
+        return self.allocator.available_size() + self.tree_cache.evictable_slots(0)
 
     @property
     def remaining_total(self) -> float:
@@ -136,8 +144,15 @@ class ArenaPrefillBudget(PrefillBudget):
         """No request holds memory and none was admitted: only evicting can make room."""
         return self._admitted == 0 and not self.allocator.row_tokens.any()
 
+    @property
+    def _pending_states(self) -> int:
+        state_kind = self.allocator.state_kind
+        return 0 if state_kind is None else self.pending_pages[state_kind]
+
     def has_capacity(self) -> bool:
-        return self._fits_eventually(self.total_offset + 1, self._future_window_tokens() + 1)
+        return self._fits_eventually(
+            self.total_offset + 1, self._future_window_tokens() + 1, NEWCOMER_STATES
+        )
 
     def check_prefill(
         self,
@@ -154,11 +169,12 @@ class ArenaPrefillBudget(PrefillBudget):
         if self._starved:  # a newcomer must not take the bytes that a half-done prompt waits for
             return False, None
         if self.is_idle:
-            if self._make_free_now(now):
+            if self._make_free_now(now, NEWCOMER_STATES):
                 return True, chunk_limit
-            shorter = self._largest_chunk_now(now) if chunk_limit is not None else 0
-            if shorter:
-                return True, shorter
+            if chunk_limit is not None:
+                shorter = self._largest_chunk_now(now, NEWCOMER_STATES)
+                if shorter:
+                    return True, shorter
         elif self._admits(extend_input_len, total_tokens, max_new_tokens, chunk_limit, now):
             return True, chunk_limit
         elif chunk_limit is not None:
@@ -166,7 +182,8 @@ class ArenaPrefillBudget(PrefillBudget):
                 if self._admits(extend_input_len, total_tokens, max_new_tokens, chunk, chunk):
                     self._starved = True
                     return True, chunk
-        log_starvation(self.allocator, self.tree_cache, [now] * len(self.allocator.kinds))
+        demand = self.allocator.demand_of(self._pages(now), NEWCOMER_STATES)
+        log_starvation(self.allocator, self.tree_cache, demand)
         return False, None
 
     def _admits(
@@ -176,8 +193,10 @@ class ArenaPrefillBudget(PrefillBudget):
         # A newcomer waits rather than take the windows of requests that run: a few slots that let
         # the next turn of a conversation skip its whole history.
         return self._fits_eventually(
-            self.total_offset + total_tokens, self._future_window_tokens() + window
-        ) and self._make_free_now(now, keep_windows=True)
+            self.total_offset + total_tokens,
+            self._future_window_tokens() + window,
+            NEWCOMER_STATES,
+        ) and self._make_free_now(now, NEWCOMER_STATES, keep_windows=True)
 
     def can_allocate_prefill(
         self,
@@ -189,7 +208,7 @@ class ArenaPrefillBudget(PrefillBudget):
     ) -> bool:
         now = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         if self.is_idle:
-            return self._make_free_now(now)
+            return self._make_free_now(now, NEWCOMER_STATES)
         total = paged_input + max_new_tokens
         return self._admits(extend_input_len, total, max_new_tokens, chunk_limit, now)
 
@@ -205,12 +224,14 @@ class ArenaPrefillBudget(PrefillBudget):
         """
         now = min(extend_input_len, chunk_limit)
         self.total_offset += extend_input_len - now
-        if self._fits_eventually(now, now) and self._make_free_now(now):
+        if self._fits_eventually(now, now, 0) and self._make_free_now(now, 0):
             return chunk_limit
         # Windows that are worth keeping would not make it fit: the rest allows a shorter chunk.
         self._starved = True
         return (
-            self._largest_chunk_now(now, keep_windows=True) or self._largest_chunk_now(now) or None
+            self._largest_chunk_now(now, 0, keep_windows=True)
+            or self._largest_chunk_now(now, 0)
+            or None
         )
 
     def reserve(
@@ -223,9 +244,7 @@ class ArenaPrefillBudget(PrefillBudget):
         is_chunked_continuation: bool = False,
     ) -> None:
         super().reserve(extend_input_len, max_new_tokens, extra_tokens=extra_tokens)
-        self._promise(extend_input_len)
-
-    def _promise(self, tokens: int) -> None:
-        more = self._pages(tokens)
-        self.pending_pages = [pages + more for pages in self.pending_pages]
+        states = 0 if is_chunked_continuation else NEWCOMER_STATES
+        more = self.allocator.demand_of(self._pages(extend_input_len), states)
+        self.pending_pages = [a + b for a, b in zip(self.pending_pages, more, strict=True)]
         self._admitted += 1

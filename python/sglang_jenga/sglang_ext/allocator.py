@@ -2,7 +2,8 @@
 """Jenga's allocator behind SGLang's token-to-KV allocator interface.
 
 Units: SGLang speaks tokens and slot ids; the core speaks small pages of ``page_size`` slots. Kinds
-are indexed as in the plan: the full kind is 0 and the window kind, where there is one, is 1.
+are indexed as in the plan: the full kind is 0, the window kind, where there is one, is 1, and kinds
+without a slot per token (recurrent states) come last.
 
 Every id array on these paths lives on the host; a device tensor is made from it once, by an
 asynchronous copy, for the kernels. Nothing here reads a device tensor back.
@@ -21,6 +22,7 @@ from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import ArenaAllocator, IntArray
 from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
@@ -46,7 +48,7 @@ class KindFace:
 
     @property
     def size(self) -> int:
-        return self._owner.usable_tokens(self._kind)
+        return self._owner.usable_slots(self._kind)
 
     def available_size(self) -> int:
         return self._owner.core.num_available(self._kind) * self.page_size
@@ -95,6 +97,12 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
             plan, num_rows=req_pool.num_rows, run_small_pages=demand.run_small_pages(plan)
         )
         self.kinds = tuple(range(len(plan.kinds)))
+        #: Kinds that hold a slot for each token of a request: all of them grow together.
+        self.token_kinds = tuple(k for k in self.kinds if plan.kinds[k].spec.paged_by_tokens)
+        #: The kind of recurrent states, None: the model has none.
+        self.state_kind = next(
+            (k for k in self.kinds if plan.kinds[k].spec.dependency is Dependency.STATE), None
+        )
         self.req_pool = req_pool
         self.rows = req_pool.rows
         #: Tokens each live row holds (0: no request), kept for window growth estimates.
@@ -106,21 +114,30 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
 
     # ---- capacity, in tokens ---------------------------------------------------------------
 
-    def usable_tokens(self, kind: int) -> int:
-        """Tokens the kind could hold if it had the whole arena."""
+    def usable_slots(self, kind: int) -> int:
+        """Slots the kind could hold if it had the whole arena."""
         return self.plan.usable_large_pages * self.plan.kinds[kind].slots_per_large_page
 
-    def used_tokens(self, kind: int) -> int:
-        """Tokens of the kind handed out, to requests or to the tree."""
-        return self.core.num_used(kind) * self.page_size
+    def used_slots(self, kind: int) -> int:
+        """Slots of the kind handed out, to requests or to the tree."""
+        return self.core.num_used(kind) * self.plan.kinds[kind].slots_per_small_page
+
+    def demand_of(self, pages: int, states: int = 0) -> list[int]:
+        """Small pages per kind: ``pages`` of each kind that grows by tokens, and states."""
+        demand = [0] * len(self.kinds)
+        for kind in self.token_kinds:
+            demand[kind] = pages
+        if self.state_kind is not None:
+            demand[self.state_kind] = states
+        return demand
 
     def available_size(self) -> int:
         """Tokens that could be extended now in every kind at once."""
         low = 0
-        high = min(self.core.num_available(kind) for kind in self.kinds)
+        high = min(self.core.num_available(kind) for kind in self.token_kinds)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.core.fits([middle] * len(self.kinds)):
+            if self.core.fits(self.demand_of(middle)):
                 low = middle
             else:
                 high = middle - 1
@@ -139,10 +156,6 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         room = longest - input_tokens - self.page_size
         return None if room < 0 else min(max_new_tokens, room)
 
-    def fits_tokens(self, tokens: Sequence[int]) -> bool:
-        """Whether ``tokens[kind]`` more tokens fit now, without evicting."""
-        return self.core.fits([self._pages(n) for n in tokens])
-
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
@@ -155,15 +168,15 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
 
         ``keep_windows``: rather fail than evict windows that keep more bytes useful than they hold.
         """
-        if self.core.fits(small_pages):
+        if self.core.fits_apart(small_pages):
             return True
         if tree_cache is None or not tree_cache.supports_prefix_sharing():
-            return False
-        tree_cache.evict_until(lambda: self.core.fits(small_pages), keep_windows=keep_windows)
+            return self.core.fits(small_pages)
+        tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), keep_windows=keep_windows)
         return self.core.fits(small_pages)
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:
-        return self.reclaim(tree_cache, [self._pages(num_tokens)] * len(self.kinds))
+        return self.reclaim(tree_cache, self.demand_of(self._pages(num_tokens)))
 
     def get_extend_allocation_demand(
         self,
@@ -188,7 +201,14 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         num_pages = self._pages(num_tokens)
         if requests is not None and self.page_size > 1:
             num_pages = sum(req.kv.kv_allocated_len % self.page_size == 0 for req in requests)
-        return self.reclaim(tree_cache, [num_pages] * len(self.kinds))
+        demand = self.demand_of(num_pages)
+        if self.reclaim(tree_cache, demand):
+            return True
+        if self.state_kind is None or requests is None:
+            return False
+        # Snapshots that running requests hold only save work later: they go before a request does.
+        self.req_pool.drop_snapshots(requests)
+        return self.core.fits(demand)
 
     def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> Any:
         from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
@@ -216,11 +236,20 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
     ) -> torch.Tensor | None:
         raise RuntimeError("decode batches allocate through sglang_jenga.sglang_ext.decode")
 
+    def _new_pages(self, extents: list[Extent]) -> list[int]:
+        return [self._pages(extent.end) - self._pages(extent.start) for extent in extents]
+
+    def pages_of(self, extents: list[Extent]) -> int:
+        """Small pages that filling these extents takes in each kind that grows by tokens."""
+        return sum(self._new_pages(extents))
+
     def _extend(self, extents: list[Extent]) -> torch.Tensor | None:
         rows = [extent.row for extent in extents]
-        counts = [self._pages(extent.end) - self._pages(extent.start) for extent in extents]
+        counts = self._new_pages(extents)
         try:
-            pages = self.core.extend(rows, [counts] * len(self.kinds))
+            pages = self.core.extend(
+                rows, [counts if k in self.token_kinds else [0] * len(rows) for k in self.kinds]
+            )
         except Exhausted as error:
             # Admission reserved this very demand: reaching here is a bug worth its numbers.
             logger.error("arena: prefill allocation failed: %s", error)
@@ -271,14 +300,14 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
             Exhausted: ``check_decode_capacity`` was not asked or lied.
         """
         if self.page_size == 1:
-            pages = self.core.step(rows, self.kinds)
+            pages = self.core.step(rows, self.token_kinds)
             self._pair(pages)
             slots = pages[FULL_INDEX]
         else:
             slots = self.rows.host[rows, seq_lens - 1].astype(np.int64) + 1
             due = np.flatnonzero(seq_lens % self.page_size == 0)
             if len(due):
-                pages = self.core.step(rows[due], self.kinds)
+                pages = self.core.step(rows[due], self.token_kinds)
                 self._pair(pages)
                 slots[due] = pages[FULL_INDEX] * self.page_size
         self.rows.host[rows, seq_lens] = slots
@@ -352,16 +381,8 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         )
 
 
-class UniformArenaAllocator(ArenaAllocatorBase):
-    """Models with one kind: every layer attends to everything."""
-
-    @property
-    def size(self) -> int:
-        return self.usable_tokens(FULL_INDEX)
-
-    def available_size(self) -> int:
-        # A census: SGLang's idle check wants available + cached + used == size, exactly.
-        return self.size - self.used_tokens(FULL_INDEX)
+class OneTokenKindAllocator(ArenaAllocatorBase):
+    """Models in which every attention layer attends to everything."""
 
     @property
     def free_pages(self) -> torch.Tensor:
@@ -369,3 +390,27 @@ class UniformArenaAllocator(ArenaAllocatorBase):
 
     def get_all_free_pages(self) -> torch.Tensor:
         return self.free_pages
+
+
+class UniformArenaAllocator(OneTokenKindAllocator):
+    """Models with nothing else: the whole arena is the full kind's."""
+
+    @property
+    def size(self) -> int:
+        return self.usable_slots(FULL_INDEX)
+
+    def available_size(self) -> int:
+        # A census: SGLang's idle check wants available + cached + used == size, exactly.
+        return self.size - self.used_slots(FULL_INDEX)
+
+
+class StateArenaAllocator(OneTokenKindAllocator):
+    """Models with recurrent layers, whose states take large pages from the same arena."""
+
+    @property
+    def size(self) -> int:
+        """Tokens at this moment: those handed out and those that could still be."""
+        return self.available_size() + self.used_slots(FULL_INDEX)
+
+    def available_size(self) -> int:
+        return self.core.num_available(FULL_INDEX) * self.page_size

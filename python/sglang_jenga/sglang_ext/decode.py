@@ -68,7 +68,7 @@ def decode_step(
     Raises:
         Exhausted: ``check_decode_capacity`` was not asked or lied.
     """
-    if len(arena.kinds) > 1:
+    if len(arena.token_kinds) > 1:
         _slide_windows(arena, tree_cache, reqs, rows, seq_lens)
     slots = arena.decode(rows, seq_lens)
     for req in reqs:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
 
 #: Longest open run of a row, in tokens. A run is memory set aside: it must stay small beside a
@@ -21,6 +22,9 @@ from sglang_jenga.core.plan import ArenaPlan
 MAX_RUN_TOKENS = 128
 #: Most dead window slots a running request keeps (SGLANG_SWA_EVICTION_INTERVAL's default).
 MAX_SLIDE_TOKENS = 128
+#: Recurrent states that a lone request pins at its worst moment: its own, and the cached one that
+#: it continues from until its first forward has copied it.
+LONE_REQUEST_STATES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +40,13 @@ class DemandModel:
     chunk_tokens: int | None
 
     def run_small_pages(self, plan: ArenaPlan) -> list[int]:
-        """Longest open run per kind: a whole large page unless that is long for one request."""
+        """Longest open run per kind: a whole large page unless that is long for one request.
+
+        One small page for kinds that do not grow by tokens: they have no runs.
+        """
+        longest = max(1, MAX_RUN_TOKENS // self.page_tokens)
         return [
-            min(kind.small_pages_per_large_page, max(1, MAX_RUN_TOKENS // self.page_tokens))
+            min(kind.small_pages_per_large_page, longest if kind.spec.paged_by_tokens else 1)
             for kind in plan.kinds
         ]
 
@@ -71,17 +79,17 @@ class DemandModel:
             3       pages: one more that the tree pins, the one that prompt and output share, the
                     one being taken
 
-        Prefill needs less: its chunks shrink to a page when memory is that tight.
+        Prefill needs less: its chunks shrink to a page when memory is that tight. A recurrent kind
+        needs :data:`LONE_REQUEST_STATES`.
         """
         full = -(-num_tokens // self.page_tokens)
-        if self.span_tokens is None:
-            return [full]
         window = full
-        if self.chunk_tokens is not None:
+        if self.span_tokens is not None and self.chunk_tokens is not None:
             span_pages = -(-self.span_tokens // self.page_tokens)
             interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
             window = min(full, 2 * span_pages + interval_pages + 3)
-        return [full, window]
+        pages_of = {Dependency.FULL: full, Dependency.STATE: LONE_REQUEST_STATES}
+        return [pages_of.get(kind.spec.dependency, window) for kind in plan.kinds]
 
     def longest_request_tokens(self, plan: ArenaPlan) -> int:
         """Longest request (prompt and output) that always fits an arena it has to itself."""

@@ -64,6 +64,13 @@ HOOKS: tuple[Hook, ...] = (
         upstream="a pool builder registry in KVCacheConfigurator",
     ),
     Hook(
+        target=f"{_CONFIGURATOR}._calculate_mamba_ratio",
+        parameters=("self",),
+        kind="around",
+        reason="a running request holds one recurrent state, not three to five",
+        upstream="ask the pool builder how many requests may run",
+    ),
+    Hook(
         target=f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode",
         parameters=("self",),
         kind="after",

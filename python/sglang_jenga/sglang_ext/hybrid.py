@@ -40,15 +40,15 @@ class HybridArenaAllocator(ArenaAllocatorBase, SWATokenToKVPoolAllocator):
 
     @property
     def size(self) -> int:
-        return self.usable_tokens(FULL_INDEX)
+        return self.usable_slots(FULL_INDEX)
 
     @property
     def size_full(self) -> int:
-        return self.usable_tokens(FULL_INDEX)
+        return self.usable_slots(FULL_INDEX)
 
     @property
     def size_swa(self) -> int:
-        return self.usable_tokens(WINDOW_INDEX)
+        return self.usable_slots(WINDOW_INDEX)
 
     def full_available_size(self) -> int:
         return self.full_attn_allocator.available_size()
@@ -65,8 +65,8 @@ class HybridArenaAllocator(ArenaAllocatorBase, SWATokenToKVPoolAllocator):
         """Per kind: capacity at this moment (available + used) and what is available."""
         full, window = self.full_available_size(), self.swa_available_size()
         return (
-            (full + self.used_tokens(FULL_INDEX), full),
-            (window + self.used_tokens(WINDOW_INDEX), window),
+            (full + self.used_slots(FULL_INDEX), full),
+            (window + self.used_slots(WINDOW_INDEX), window),
         )
 
     # ---- pairing of full and window slots --------------------------------------------------

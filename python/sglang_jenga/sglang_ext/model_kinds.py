@@ -16,6 +16,7 @@ import torch
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import Dependency, KindSpec, attention_kind
+from sglang_jenga.sglang_ext.states import StateLayers
 
 FULL = "full"
 WINDOW = "window"
@@ -38,10 +39,12 @@ class AttentionLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelKinds:
-    """The kinds of a model: ``full`` always, ``window`` (windowed or chunked layers) sometimes."""
+    """The kinds of a model: ``full`` always, ``window`` (windowed or chunked layers) and recurrent
+    ``states`` sometimes."""
 
     full: tuple[AttentionLayer, ...]
     window: tuple[AttentionLayer, ...]
+    states: StateLayers | None = None
 
     @property
     def span_tokens(self) -> int | None:
@@ -53,11 +56,13 @@ class ModelKinds:
         return bool(self.window) and self.window[0].dependency is Dependency.CHUNKED
 
     def specs(self, dtype: torch.dtype) -> tuple[KindSpec, ...]:
-        """Kind specs for a KV cache of ``dtype``, the full kind first."""
+        """Kind specs for a KV cache of ``dtype``: full, window, states, those there are."""
         out = [_spec(FULL, Dependency.FULL, self.full, dtype, None)]
         if self.window:
             kind = self.window[0].dependency
             out.append(_spec(WINDOW, kind, self.window, dtype, self.span_tokens))
+        if self.states is not None:
+            out.append(self.states.spec())
         return tuple(out)
 
 
@@ -152,7 +157,7 @@ def _unsupported(where: str, what: str, why: str) -> str:
     )
 
 
-def group_layers(layers: Iterable[AttentionLayer]) -> ModelKinds:
+def group_layers(layers: Iterable[AttentionLayer], states: StateLayers | None = None) -> ModelKinds:
     """Sort layers into kinds.
 
     Raises:
@@ -189,7 +194,7 @@ def group_layers(layers: Iterable[AttentionLayer]) -> ModelKinds:
             )
         )
     gap = next((i for i, layer in enumerate(full) if layer.layer_id != i), None)
-    if not window and gap is not None:
+    if not window and states is None and gap is not None:
         raise ConfigError(
             _unsupported(
                 f"layer {gap}",
@@ -197,9 +202,14 @@ def group_layers(layers: Iterable[AttentionLayer]) -> ModelKinds:
                 "SGLang finds K/V buffers of such a model by layer number, without gaps",
             )
         )
-    return ModelKinds(full=tuple(full), window=tuple(window))
+    return ModelKinds(full=tuple(full), window=tuple(window), states=states)
 
 
-def read_model_kinds(model: torch.nn.Module, chunk_tokens: int | None) -> ModelKinds:
-    """Kinds of a built model. See :func:`attention_layers` and :func:`group_layers`."""
-    return group_layers(attention_layers(model, chunk_tokens))
+def read_model_kinds(
+    model: torch.nn.Module, chunk_tokens: int | None, states: StateLayers | None = None
+) -> ModelKinds:
+    """Kinds of a built model. See :func:`attention_layers` and :func:`group_layers`.
+
+    ``states``: what its recurrent layers keep, by SGLang's own account of the model.
+    """
+    return group_layers(attention_layers(model, chunk_tokens), states)

@@ -14,6 +14,7 @@ from typing import Any
 from sglang_jenga.sglang_ext import hooks
 from sglang_jenga.sglang_ext.config import BACKEND_NAME, add_flags, export_flags
 from sglang_jenga.sglang_ext.refusals import check_early, check_resolved, reject_beam_search
+from sglang_jenga.sglang_ext.state_strategy import resolve_state_strategy
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def _register_resolution_steps() -> None:
     def late_step(server_args: Any, previous: Callable[[Any], None]) -> None:
         previous(server_args)
         if is_requested(server_args):
+            resolve_state_strategy(server_args)
             check_resolved(server_args)
 
 
@@ -92,6 +94,7 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
         f"{_SRT}.model_executor.model_runner.ModelRunner.load_model": _load_model,
         f"{configurator}.config_from_budget": _config_from_budget,
         f"{configurator}._init_pools": _init_pools,
+        f"{configurator}._calculate_mamba_ratio": _states_per_request,
         f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode": _retract_decode,
         f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init": _validate_beam,
         (
@@ -132,6 +135,10 @@ def _init_pools(original: Callable[..., Any], kvc: Any, **kwargs: Any) -> Any:
     from sglang_jenga.sglang_ext.setup import build_pools
 
     return build_pools(kvc, kwargs["sizes"])
+
+
+def _states_per_request(original: Callable[..., int], kvc: Any) -> int:
+    return 1 if is_active() else original(kvc)
 
 
 def _retract_decode(result: Any, batch: Any) -> Any:

@@ -7,12 +7,13 @@ Upstream classes stay in charge of reading and writing; only where the bytes com
 from __future__ import annotations
 
 import torch
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.plan import KindPlan
 from sglang_jenga.sglang_ext.model_kinds import FULL, WINDOW, AttentionLayer, ModelKinds
+from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 
 _NO_COPY_OUT = (
     "the arena interleaves layers inside a slot, so {} cannot describe it as per-layer regions; "
@@ -80,6 +81,23 @@ class ArenaKVPool(MHATokenToKVPool):
 
     def get_contiguous_buf_infos(self) -> tuple[list[int], list[int], list[int]]:
         raise NotImplementedError(_NO_COPY_OUT.format("get_contiguous_buf_infos"))
+
+
+def state_model_pool(
+    full: ArenaKVPool, kinds: ModelKinds, rows: ArenaReqToTokenPool
+) -> HybridLinearKVPool:
+    """The pool of a model with recurrent layers: finds ``full``'s layers by their model ids."""
+    return HybridLinearKVPool(
+        size=full.size,
+        dtype=full.dtype,
+        page_size=full.page_size,
+        head_num=full.head_num,
+        head_dim=full.head_dim,
+        full_attention_layer_ids=[layer.layer_id for layer in kinds.full],
+        device=full.device,
+        mamba_pool=rows.mamba_pool,
+        full_kv_pool=full,
+    )
 
 
 class ArenaHybridKVPool(SWAKVPool):

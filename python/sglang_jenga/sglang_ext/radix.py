@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,8 @@ from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.req_pool import HostRows
+from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
+from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
 from sglang_jenga.sglang_ext.tree import (
     CORE_NAME,
     ArenaTreeCore,
@@ -27,6 +29,7 @@ from sglang_jenga.sglang_ext.tree import (
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.base_prefix_cache import TreeLock
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
@@ -44,6 +47,9 @@ class ArenaRadixCache(UnifiedRadixCache):
         super().__init__(params)
         self._arena = arena
         self._req_pool = self.req_to_token_pool
+        self._publishing = False
+        if isinstance(self._req_pool, ArenaStateReqPool):
+            self._req_pool.attach_tree(self)
         if not arena.rows.shared:
             self.req_to_token_pool = HostRows(self._req_pool)
         #: Tokens evicted since start, by component; a snapshot field.
@@ -74,22 +80,39 @@ class ArenaRadixCache(UnifiedRadixCache):
         half-done prompt alone on the server would wait for its own dead slots.
         """
         if not self.supports_swa() or req.finished():
-            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+            self._publish(req, up_to, **kwargs)
         elif self.disable:
-            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+            self._publish(req, up_to, **kwargs)
             self.slide_window(req, up_to)
         else:
             window = self.tree_core.components_by_type[ComponentType.SWA]
             start = req.kv.cache_protected_len
             while start < up_to // self.page_size * self.page_size:
                 now = float(get_and_increase_time_counter())
-                super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+                self._publish(req, up_to, **kwargs)
                 end = req.kv.cache_protected_len
                 if end == start:
                     break
                 node = self.tree_core.node_by_id(req.last_node)
                 window.spare_windows(node, end - start, since=now)
                 start = end
+
+    def _publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
+        """Upstream's insert; the request pins no state afterwards, it has read the one it needs."""
+        self._publishing = True
+        try:
+            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        finally:
+            self._publishing = False
+        if self.supports_mamba() and not self.disable:
+            self.tree_core.components_by_type[ComponentType.MAMBA].unpin(req)
+
+    def lock(
+        self, node_id: Any, skip_lock_components: Sequence[ComponentType] = ()
+    ) -> TreeLock | None:
+        if self._publishing and self.supports_mamba():
+            skip_lock_components = (*skip_lock_components, ComponentType.MAMBA)
+        return super().lock(node_id, skip_lock_components)
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
         """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""
@@ -118,11 +141,14 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     # ---- eviction --------------------------------------------------------------------------
 
-    def evictable_tokens(self, kind: int) -> int:
+    def evictable_slots(self, kind: int) -> int:
         """Slots of one kind (its index in the plan) that the tree owns and nobody pins."""
         if self.disable:
             return 0
-        return int(self.full_evictable_size() if kind == FULL_INDEX else self.swa_evictable_size())
+        if kind == FULL_INDEX:
+            return int(self.full_evictable_size())
+        is_state = kind == self._arena.state_kind
+        return int(self.mamba_evictable_size() if is_state else self.swa_evictable_size())
 
     def evict_until(self, satisfied: Callable[[], bool], *, keep_windows: bool = False) -> None:
         """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
@@ -147,7 +173,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         if victim.is_leaf:
             self._evict_device_leaf(victim.node.id, tracker)
         else:
-            result = self.tree_core.evict_window(victim.node)
+            result = self.tree_core.evict_piece(victim.node, victim.kind)
             self._apply_eviction_result(result)
             self._accumulate_tracker(tracker, result.tracker)
         return True
@@ -177,8 +203,8 @@ class ArenaRadixCache(UnifiedRadixCache):
 
 
 def _window_dependency(arena: ArenaAllocatorBase) -> Dependency:
-    kinds = arena.plan.kinds
-    return kinds[1].spec.dependency if len(kinds) > 1 else Dependency.FULL
+    kinds = [arena.plan.kinds[k] for k in arena.token_kinds]
+    return kinds[-1].spec.dependency
 
 
 def build_radix_cache(ctx: TreeCacheBuildContext) -> ArenaRadixCache:
@@ -196,8 +222,10 @@ def build_radix_cache(ctx: TreeCacheBuildContext) -> ArenaRadixCache:
             "serve without Jenga drop the flag."
         )
     ctx.params.tree_core_backend = CORE_NAME
-    if ctx.is_hybrid_swa:
-        ctx.params.component_registry_override = {ComponentType.SWA: ArenaWindowComponent}
+    ctx.params.component_registry_override = {
+        ComponentType.SWA: ArenaWindowComponent,
+        ComponentType.MAMBA: ArenaStateComponent,
+    }
     return create_unified_radix_cache(ctx, cache_class=ArenaRadixCache)
 
 

@@ -19,7 +19,7 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
     page = arena.page_size
     kinds = []
     for index, (kind, census) in enumerate(zip(arena.plan.kinds, arena.core.census(), strict=True)):
-        cached = tree_cache.evictable_tokens(index)
+        cached = tree_cache.evictable_slots(index)
         used = census.used_small_pages * page
         kinds.append(
             {

@@ -36,12 +36,16 @@ class Extent:
 
 
 class ArenaReqToTokenPool(ReqToTokenPool):
-    """``ReqToTokenPool`` with a host copy of its rows and the extents of the batch in hand."""
+    """``ReqToTokenPool`` with a host copy of its rows and the extents of the batch in hand.
+
+    Its methods name the base they extend: a subclass for recurrent states also inherits SGLang's
+    table for those, whose own allocation must not run.
+    """
 
     def __init__(
         self, size: int, max_context_len: int, device: str, enable_memory_saver: bool
     ) -> None:
-        super().__init__(size, max_context_len, device, enable_memory_saver)
+        ReqToTokenPool.__init__(self, size, max_context_len, device, enable_memory_saver)
         self.rows = RowTable(self.req_to_token)
         self.num_rows = self._alloc_size
         self._arena: ArenaAllocatorBase | None = None
@@ -55,7 +59,7 @@ class ArenaReqToTokenPool(ReqToTokenPool):
 
     def alloc(self, reqs: list[Req]) -> list[int] | None:
         new = [not req.kv.holds_kv for req in reqs]
-        rows = super().alloc(reqs)
+        rows = ReqToTokenPool.alloc(self, reqs)
         if rows is None:
             return None
         self._extents = [
@@ -86,13 +90,13 @@ class ArenaReqToTokenPool(ReqToTokenPool):
         return extents
 
     def free_rows(self, indices: list[int]) -> None:
-        super().free_rows(indices)
+        ReqToTokenPool.free_rows(self, indices)
         if self._arena is not None:
             for row in indices:
                 self._arena.close_row(row)
 
     def clear(self) -> None:
-        super().clear()
+        ReqToTokenPool.clear(self)
         self._extents = []
         self.matched_prefix.clear()
 

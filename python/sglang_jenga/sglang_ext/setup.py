@@ -27,6 +27,7 @@ from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.refusals import check_backends
+from sglang_jenga.sglang_ext.states import STATE, StateLayers
 
 if TYPE_CHECKING:
     import torch
@@ -93,14 +94,12 @@ def classify(runner: Any) -> None:
             "--radix-cache-backend jenga: the model stores latent (MLA) rows, which are not a "
             "kind here yet. Drop --radix-cache-backend to serve it with SGLang's own pools."
         )
-    states = mambaish_config(config)
-    if states is not None:
-        raise ConfigError(
-            f"--radix-cache-backend jenga: the model has recurrent states ({type(states).__name__})"
-            ", a kind that the next release serves from the arena. Drop --radix-cache-backend to "
-            "serve it with SGLang's own pools."
-        )
-    kinds = read_model_kinds(runner.model, config.attention_chunk_size)
+    recurrent = mambaish_config(config)
+    kinds = read_model_kinds(
+        runner.model,
+        config.attention_chunk_size,
+        None if recurrent is None else StateLayers.of(recurrent.mamba2_cache_params),
+    )
     check_backends(
         attention_backends(), has_windows=bool(kinds.window), is_chunked=kinds.is_chunked
     )
@@ -164,6 +163,16 @@ def stock_pool_bytes(
         return int((sizes.max_total_num_tokens + page) * cells._cell_size)
 
 
+def stock_state_bytes(kvc: KVCacheConfigurator) -> int:
+    """Bytes of the stock server's pool of states under the same flags, its sink slot included."""
+    from sglang.srt.runtime_context import get_schedule
+
+    if kvc.mambaish_config is None:
+        return 0
+    per_state = kvc.mambaish_config.mamba2_cache_params.mamba_cache_per_req
+    return int((get_schedule().max_mamba_cache_size + 1) * per_state)
+
+
 def size_arena(
     original: Callable[..., MemoryPoolConfig],
     kvc: KVCacheConfigurator,
@@ -177,15 +186,19 @@ def size_arena(
         ConfigError: the arena is too small for one request, or larger than the budget.
     """
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
-    from sglang.srt.runtime_context import get_schedule
+    from sglang.srt.runtime_context import get_context, get_schedule
 
     setup = setup_of(kvc.model_config)
     wanted = load_config().arena_bytes
+    # SGLang has already set its pool of states aside: the budget is what that leaves.
+    state_bytes = stock_state_bytes(kvc)
     if wanted is None:
-        wanted = stock_pool_bytes(original, kvc, budget_bytes, cap_tokens, setup.stock)
-    elif wanted > budget_bytes:
+        pools = stock_pool_bytes(original, kvc, budget_bytes, cap_tokens, setup.stock)
+        wanted = pools + state_bytes
+    elif wanted > budget_bytes + state_bytes:
+        available = format_bytes(budget_bytes + state_bytes)
         raise ConfigError(
-            f"{ARENA_SIZE} asks for {format_bytes(wanted)}, but {format_bytes(budget_bytes)} are "
+            f"{ARENA_SIZE} asks for {format_bytes(wanted)}, but {available} are "
             "left after the weights under --mem-fraction-static "
             f"{get_schedule().mem_fraction_static}: lower the size or raise the fraction"
         )
@@ -201,6 +214,10 @@ def size_arena(
     longest = demand.longest_request_tokens(plan)
     _require_one_request(kvc, plan, demand, longest)
     setattr(kvc.model_config, _ATTRIBUTE, replace(setup, plan=plan, demand=demand))
+    if setup.kinds.states is not None:
+        # SGLang admits no more requests at once than it has states: here, as many as could fit.
+        most = plan.usable_large_pages * plan.kind(STATE).slots_per_large_page
+        get_context().override("jenga.arena", max_mamba_cache_size=most)
     if not setup.kinds.window:
         return MemoryPoolConfig(max_total_num_tokens=longest)
     return MemoryPoolConfig(
@@ -250,8 +267,6 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
     from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 
-    from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
-
     setup = setup_of(kvc.model_config)
     plan, demand = setup.plan, setup.demand
     if plan is None or demand is None:
@@ -259,13 +274,15 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     for line in plan.describe():
         logger.info("Jenga: %s", line)
     logger.info("Jenga: %s", plan.explanation)
-    req_pool = ArenaReqToTokenPool(
-        size=sizes.max_running_requests,
-        max_context_len=kvc.model_config.context_len + get_req_to_token_extra_context_len(),
-        device=kvc.device,
-        enable_memory_saver=False,
-    )
     buffer = ArenaBuffer(plan, kvc.device)
+    req_pool = build_rows(
+        buffer,
+        setup.kinds,
+        num_rows=sizes.max_running_requests,
+        context_tokens=kvc.model_config.context_len + get_req_to_token_extra_context_len(),
+        device=kvc.device,
+        snapshot_grid_tokens=_snapshot_grid_tokens(kvc),
+    )
     allocator = build_allocator(
         buffer, setup.kinds, req_pool, demand, dtype=kvc.kv_cache_dtype, device=kvc.device
     )
@@ -274,6 +291,43 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
         req_to_token_pool=req_pool,
         token_to_kv_pool=allocator.get_kvcache(),
         token_to_kv_pool_allocator=allocator,
+    )
+
+
+def _snapshot_grid_tokens(kvc: KVCacheConfigurator) -> int | None:
+    from sglang.srt.runtime_context import get_exec, mamba_checkpoint_grid
+
+    if kvc.mambaish_config is None or not get_exec().mamba.enable_mamba_extra_buffer:
+        return None
+    return int(mamba_checkpoint_grid(kvc.page_size))
+
+
+def build_rows(
+    buffer: ArenaBuffer,
+    kinds: ModelKinds,
+    *,
+    num_rows: int,
+    context_tokens: int,
+    device: str,
+    snapshot_grid_tokens: int | None = None,
+) -> ArenaReqToTokenPool:
+    """The table of running requests, which also holds the states of recurrent models.
+
+    ``snapshot_grid_tokens``: where prefill leaves states for others, None: it leaves none.
+    """
+    from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+    from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
+
+    if kinds.states is None:
+        return ArenaReqToTokenPool(num_rows, context_tokens, device, enable_memory_saver=False)
+    return ArenaStateReqPool(
+        num_rows,
+        context_tokens,
+        device,
+        enable_memory_saver=False,
+        buffer=buffer,
+        states=kinds.states,
+        snapshot_grid_tokens=snapshot_grid_tokens,
     )
 
 
@@ -290,9 +344,9 @@ def build_allocator(
 
     ``device``: where the tables lie that kernels read.
     """
-    from sglang_jenga.sglang_ext.allocator import UniformArenaAllocator
+    from sglang_jenga.sglang_ext.allocator import StateArenaAllocator, UniformArenaAllocator
     from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
-    from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
+    from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool, state_model_pool
 
     plan = buffer.plan
     if kinds.window:
@@ -300,4 +354,7 @@ def build_allocator(
         return HybridArenaAllocator(plan, hybrid, req_pool, demand, dtype, device)
     pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, dtype)
     pool.mem_usage = plan.arena_bytes / 2**30
+    if kinds.states is not None:
+        over_states = state_model_pool(pool, kinds, req_pool)
+        return StateArenaAllocator(plan, over_states, req_pool, demand, dtype, device)
     return UniformArenaAllocator(plan, pool, req_pool, demand, dtype, device)

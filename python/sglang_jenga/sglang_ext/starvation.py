@@ -21,13 +21,13 @@ INTERVAL_SECONDS = 10.0
 _last_logged = -INTERVAL_SECONDS
 
 
-def starving_kind(allocator: ArenaAllocatorBase, asked_tokens: Sequence[int]) -> str:
+def starving_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:
     """The kind whose demand takes the most large pages beyond what it already owns."""
     core = allocator.core
     worst, name = -1, allocator.plan.kinds[0].spec.name
-    for kind, tokens in zip(allocator.kinds, asked_tokens, strict=True):
-        alone = [0] * len(asked_tokens)
-        alone[kind] = -(-tokens // allocator.page_size)
+    for kind, asked in zip(allocator.kinds, small_pages, strict=True):
+        alone = [0] * len(small_pages)
+        alone[kind] = asked
         large = core.large_pages_for(alone)
         if large > worst:
             worst, name = large, allocator.plan.kinds[kind].spec.name
@@ -38,8 +38,8 @@ def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
     """Large pages per kind and how much of them running requests pin."""
     parts = []
     for kind, census in zip(allocator.kinds, allocator.core.census(), strict=True):
-        cached = tree_cache.evictable_tokens(kind)
-        used = allocator.used_tokens(kind)
+        cached = tree_cache.evictable_slots(kind)
+        used = allocator.used_slots(kind)
         parts.append(
             f"{census.name}: {census.large_pages} large pages, {used - cached} slots held, "
             f"{cached} cached"
@@ -49,7 +49,7 @@ def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
 
 
 def log_starvation(
-    allocator: ArenaAllocatorBase, tree_cache: Any, asked_tokens: Sequence[int]
+    allocator: ArenaAllocatorBase, tree_cache: Any, small_pages: Sequence[int]
 ) -> None:
     """One INFO line for a request that has to wait for bytes."""
     global _last_logged
@@ -58,8 +58,8 @@ def log_starvation(
         return
     _last_logged = now
     logger.info(
-        "Jenga: a request waits for memory, starving kind: %s (%s tokens asked). %s",
-        starving_kind(allocator, asked_tokens),
-        max(asked_tokens),
+        "Jenga: a request waits for memory, starving kind: %s (asked for %s small pages). %s",
+        starving_kind(allocator, small_pages),
+        "/".join(str(asked) for asked in small_pages),
         describe_holders(allocator, tree_cache),
     )

@@ -44,11 +44,16 @@ _WORTHLESS = -1.0  # below every clock value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Victim:
-    """The least valuable piece of one kind: a whole leaf, or the window slots of an inner node."""
+    """The least valuable piece of one kind: a whole leaf, or an inner node's window or state."""
 
     node: UnifiedTreeNode
     last_use: float
     is_leaf: bool
+    kind: ComponentType = ComponentType.FULL
+
+
+def _last_use(victim: Victim) -> float:
+    return victim.last_use
 
 
 class ClockedLRUList(UnifiedLRUList):
@@ -104,7 +109,14 @@ class ArenaTreeCore(UnifiedTreeCore):
         self._leaf_heap: list[tuple[float, int]] = []
         self._queued: set[int] = set()
         plan = params.token_to_kv_pool_allocator.plan
-        self._slot_bytes = [kind.slot_bytes for kind in plan.kinds]
+        #: Kinds that may be gone from a node whose full slots are still there.
+        self._piece_kinds = [
+            ct for ct in (ComponentType.SWA, ComponentType.MAMBA) if ct in components
+        ]
+        tree_kinds = (ComponentType.FULL, *self._piece_kinds)
+        self._slot_bytes = {
+            ct: kind.slot_bytes for ct, kind in zip(tree_kinds, plan.kinds, strict=True)
+        }
         super().__init__(params, components)
         # Tree values are host tensors whatever the KV device is.
         self.device = torch.device("cpu")
@@ -114,10 +126,8 @@ class ArenaTreeCore(UnifiedTreeCore):
         self._leaf_heap = []
         self._queued = set()
         super().reset()
-        if ComponentType.SWA in self.component_types:
-            self.lru_lists[ComponentType.SWA] = ClockedLRUList(
-                ComponentType.SWA, self.component_types
-            )
+        for kind in self._piece_kinds:
+            self.lru_lists[kind] = ClockedLRUList(kind, self.component_types)
 
     def _update_evictable_leaf_sets(self, node: UnifiedTreeNode) -> None:
         super()._update_evictable_leaf_sets(node)
@@ -134,7 +144,10 @@ class ArenaTreeCore(UnifiedTreeCore):
         return node.last_access_time if self.can_be_hit(node) else _WORTHLESS
 
     def can_be_hit(self, node: UnifiedTreeNode) -> bool:
-        """Whether a prompt that ends exactly at ``node`` would hit it in the window kind."""
+        """Whether a prompt that ends exactly at ``node`` would hit it in every kind."""
+        states = ComponentType.MAMBA
+        if states in self._piece_kinds and node.component_data[states].value is None:
+            return False
         window = self.components_by_type.get(ComponentType.SWA)
         if window is None:
             return True
@@ -168,33 +181,34 @@ class ArenaTreeCore(UnifiedTreeCore):
                 return Victim(node=node, last_use=queued_at, is_leaf=True)
         return None
 
-    def oldest_window(self) -> Victim | None:
-        """The unlocked node whose window slots were last useful longest ago."""
-        if ComponentType.SWA not in self.component_types:
-            return None
-        lru = self.lru_lists[ComponentType.SWA]
+    def oldest_piece(self, kind: ComponentType) -> Victim | None:
+        """The unlocked node whose window or state was useful longest ago."""
+        lru = self.lru_lists[kind]
         node = lru.oldest_spare() or lru.get_lru_no_lock()
         if node is None:
             return None
         is_leaf = node in self.evictable_device_leaves
-        return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf)
+        return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf, kind=kind)
 
     def oldest(self, keep_windows: bool = False) -> Victim | None:
         """The least valuable piece across kinds, None when nothing is evictable.
 
-        The one whose last use is longest ago, except that the window of an inner node outlives
-        older leaves while it is cheap: losing it makes every full slot before it unreachable for
-        prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
-        With ``keep_windows`` it does not go even when no leaf is left. Spare windows go first.
+        The one whose last use is longest ago, except that the window or state of an inner node
+        outlives older leaves while it is cheap: losing it makes every full slot before it
+        unreachable for prompts that branch there, so it goes only when it holds more bytes than it
+        keeps alive. With ``keep_windows`` it does not go even when no leaf is left. Spare pieces go
+        first.
         """
-        leaf, window = self.oldest_leaf(), self.oldest_window()
-        if window is not None and window.last_use == _WORTHLESS:
-            return window
-        if window is None or (leaf is not None and window.last_use >= leaf.last_use):
-            return leaf
-        if leaf is None and not keep_windows:
-            return window
-        return window if window.is_leaf or not self._is_cheap(window.node) else leaf
+        leaf = self.oldest_leaf()
+        pieces = [p for kind in self._piece_kinds if (p := self.oldest_piece(kind)) is not None]
+        older = [p for p in pieces if leaf is None or p.last_use < leaf.last_use]
+        for piece in pieces:
+            if piece.last_use == _WORTHLESS:
+                return piece
+        free_to_go = [p for p in older if p.is_leaf or not self._is_cheap(p)]
+        if free_to_go:
+            return min(free_to_go, key=_last_use)
+        return min(older, key=_last_use) if older and leaf is None and not keep_windows else leaf
 
     def prefix_tokens(self, node: UnifiedTreeNode) -> int:
         """Tokens from the root to the end of ``node``."""
@@ -204,17 +218,19 @@ class ArenaTreeCore(UnifiedTreeCore):
             node = node.parent
         return total
 
-    def _is_cheap(self, node: UnifiedTreeNode) -> bool:
-        """Whether a hit at ``node`` has fewer bytes in window slots than in full slots."""
-        prefix_tokens = self.prefix_tokens(node)
-        full_bytes, window_bytes = self._slot_bytes
-        span = self.components_by_type[ComponentType.SWA].sliding_window_size
-        return prefix_tokens * full_bytes > min(prefix_tokens, span) * window_bytes
+    def _is_cheap(self, piece: Victim) -> bool:
+        """Whether a hit there has fewer bytes in the piece's kind than in full slots."""
+        prefix_tokens = self.prefix_tokens(piece.node)
+        slots = 1
+        if piece.kind is ComponentType.SWA:
+            slots = min(prefix_tokens, self.components_by_type[piece.kind].sliding_window_size)
+        full_bytes = prefix_tokens * self._slot_bytes[ComponentType.FULL]
+        return full_bytes > slots * self._slot_bytes[piece.kind]
 
-    def evict_window(self, node: UnifiedTreeNode) -> EvictDeviceNextNodeResult:
-        """Drop the window slots of an inner node; its full slots stay."""
+    def evict_piece(self, node: UnifiedTreeNode, kind: ComponentType) -> EvictDeviceNextNodeResult:
+        """Drop the window slots or the state of an inner node; its full slots stay."""
         result = EvictDeviceNextNodeResult(made_progress=True)
-        component = self.components_by_type[ComponentType.SWA]
+        component = self.components_by_type[kind]
         frees = dict(
             device_frees=result.device_frees,
             host_frees=result.host_frees,
