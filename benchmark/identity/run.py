@@ -25,7 +25,7 @@ from provenance import commit  # noqa: E402
 from server.compare import LOGPROB_TOLERANCE  # noqa: E402
 from server.matrix import CannotServe, Family, play, prepare, reference_of  # noqa: E402
 from server.scenarios import SCENARIOS  # noqa: E402
-from server.variants import VARIANTS, Variant, jenga_spec  # noqa: E402
+from server.variants import VARIANTS, Variant, jenga_spec, variants_of  # noqa: E402
 
 from sglang_jenga.tiny import FAMILIES  # noqa: E402
 
@@ -38,7 +38,7 @@ def main() -> int:
     failed = 0
     for name in args.family:
         family = prepare(name, args.work_dir)
-        chosen = [v for v in VARIANTS if v.name in args.variant]
+        chosen = [v for v in variants_of(name) if v.name in args.variant]
         for variant in chosen:
             scenarios = [s for s in variant.scenarios if s in args.scenario]
             # What other variants will compare with is recorded by the same stock server.

@@ -26,12 +26,15 @@ class Setting:
 
     page_tokens: SGLang's page size. radix: prefixes are cached. roomy: nothing has to be evicted.
     lora: name of the loaded adapter, None: none is loaded.
+    state_grid_tokens: recurrent states of prompts are cached at multiples of it only, None: the
+        model has none, and a prefix is hit to its last token.
     """
 
     page_tokens: int = 1
     radix: bool = True
     roomy: bool = True
     lora: str | None = None
+    state_grid_tokens: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)

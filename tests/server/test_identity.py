@@ -58,7 +58,7 @@ class OneServer:
     def get(self, family_name: str, variant_name: str) -> Served:
         if self._served is None or self._where != (family_name, variant_name):
             self.stop()
-            self._served = self._start(family_name, variant(variant_name))
+            self._served = self._start(family_name, variant(variant_name, family_name))
             self._where = (family_name, variant_name)
         return self._served
 

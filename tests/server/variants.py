@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server import adapter
@@ -35,6 +35,7 @@ class Variant:
     flags: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     reference: str = "plain"
+    states_only: bool = False
 
 
 def _page(tokens: int) -> tuple[str, ...]:
@@ -47,6 +48,9 @@ _NO_RADIX = ("--disable-radix-cache",)
 _OPTIMISTIC = ("--schedule-conservativeness", "0.05")
 _SESSIONS = ("--enable-streaming-session",)
 _RETRACT = {"SGLANG_TEST_RETRACT": "1"}
+#: Else SGLang rounds convolution states to bfloat16 between two steps, and answers depend on how a
+#: prompt was cut.
+_STATE_ENV = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(name="plain", scenarios=EVERYTHING),
@@ -112,11 +116,41 @@ VARIANTS: tuple[Variant, ...] = (
         flags=_OPTIMISTIC,
         reference="tensor_parallel",
     ),
+    Variant(
+        name="no_buffer",
+        scenarios=(*_PREFIXES, *_LOAD, "abort_decode", "flush_under_load"),
+        flags=("--mamba-radix-cache-strategy", "no_buffer", *_NO_OVERLAP),
+        states_only=True,
+    ),
 )  # fmt: skip
 
+#: Families with recurrent states: the grid of their prefill snapshots, which is the kernel's chunk.
+STATE_GRID_TOKENS: Mapping[str, int] = {"granite_hybrid": 32}
+#: States that SGLang's own pool holds, whose bytes the arena takes too.
+ROOMY_STATES, TIGHT_STATES = 64, 7
 
-def variant(name: str) -> Variant:
-    return next(v for v in VARIANTS if v.name == name)
+
+def variants_of(family: str) -> tuple[Variant, ...]:
+    """The variants that make sense for a family, with what its kinds need."""
+    grid = STATE_GRID_TOKENS.get(family)
+    if grid is None:
+        return tuple(v for v in VARIANTS if not v.states_only)
+    return tuple(_with_states(v, grid) for v in VARIANTS)
+
+
+def _with_states(v: Variant, grid: int) -> Variant:
+    states = ROOMY_STATES if v.setting.roomy else TIGHT_STATES
+    exact = v.states_only  # a copy at the end of each prefill chunk, wherever that is
+    return replace(
+        v,
+        setting=replace(v.setting, state_grid_tokens=1 if exact else grid),
+        flags=(*v.flags, "--max-mamba-cache-size", str(states)),
+        env={**v.env, **_STATE_ENV},
+    )
+
+
+def variant(name: str, family: str) -> Variant:
+    return next(v for v in variants_of(family) if v.name == name)
 
 
 def _reference_flags(reference: str, adapter_path: Path) -> tuple[str, ...]:
@@ -149,14 +183,20 @@ _MODEL_FILES = {"ministral": {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.mod
 
 def stock_spec(reference: str, family: str, checkpoint: Path, adapter_path: Path) -> ServerSpec:
     """The stock server whose answers are recorded: no pressure, SGLang's default settings."""
+    has_states = family in STATE_GRID_TOKENS
     return ServerSpec(
         model_path=checkpoint,
         jenga=False,
         flags=(
             "--max-total-tokens", str(2 * ROOMY_TOKENS),
             *_reference_flags(reference, adapter_path),
+            *(("--max-mamba-cache-size", str(ROOMY_STATES)) if has_states else ()),
         ),
-        env={**_env(reference), **_MODEL_FILES.get(family, {})},
+        env={
+            **_env(reference),
+            **_MODEL_FILES.get(family, {}),
+            **(_STATE_ENV if has_states else {}),
+        },
     )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
-from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
-from sglang_jenga.sglang_ext.setup import build_allocator
+from sglang_jenga.sglang_ext.setup import build_allocator, build_rows
+from sglang_jenga.sglang_ext.states import StateLayers
 
 DTYPE = torch.bfloat16
 VOCABULARY = 1000
@@ -48,6 +48,7 @@ def make_kinds(
     chunked: bool = False,
     full_heads: tuple[int, int, int] = (1, 8, 8),
     window_heads: tuple[int, int, int] = (1, 8, 8),
+    states: StateLayers | None = None,
 ) -> ModelKinds:
     """Kinds of a model with its window layers first; heads are (heads, K dim, V dim)."""
 
@@ -70,6 +71,7 @@ def make_kinds(
     return ModelKinds(
         full=layers(window_layers, full_layers, full_heads, Dependency.FULL),
         window=layers(0, window_layers, window_heads, local),
+        states=states,
     )
 
 
@@ -103,6 +105,9 @@ class Machine:
         mirrored: keep the host's and the device's tables apart on a CPU too, as on a GPU.
     """
 
+    #: Where prefill leaves recurrent states for others; None: nowhere, or the model has none.
+    snapshot_grid_tokens: int | None = None
+
     def __init__(
         self,
         kinds: ModelKinds,
@@ -124,10 +129,17 @@ class Machine:
         self.demand = DemandModel(
             page_tokens=page_tokens, span_tokens=kinds.span_tokens, chunk_tokens=chunk_tokens
         )
-        self.rows = ArenaReqToTokenPool(rows, context_tokens, device, enable_memory_saver=False)
+        buffer = ArenaBuffer(self.plan, device)
+        self.rows = build_rows(
+            buffer,
+            kinds,
+            num_rows=rows,
+            context_tokens=context_tokens,
+            device=device,
+            snapshot_grid_tokens=self.snapshot_grid_tokens,
+        )
         if mirrored:
             self.rows.rows = MirroredRows(self.rows.req_to_token)
-        buffer = ArenaBuffer(self.plan, device)
         self.arena = build_allocator(
             buffer, kinds, self.rows, self.demand, dtype=DTYPE, device=device
         )
@@ -149,6 +161,7 @@ class Machine:
             page_size=self.page_tokens,
             sliding_window_size=self.kinds.span_tokens,
             chunked_prefill_size=self.chunk_tokens,
+            enable_mamba_extra_buffer=self.snapshot_grid_tokens is not None,
         )
         none: Any = None
         return build_radix_cache(
@@ -156,7 +169,7 @@ class Machine:
                 server_args=none,
                 params=params,
                 is_hybrid_swa=bool(self.kinds.window),
-                is_hybrid_ssm=False,
+                is_hybrid_ssm=self.kinds.states is not None,
                 enable_hierarchical_cache=False,
                 disable_radix_cache=not cached,
                 tp_worker=none,
@@ -200,9 +213,16 @@ class Machine:
         batch.seq_lens_cpu = torch.tensor([req.extend_end for req in reqs], dtype=torch.int64)
         batch.seq_lens = batch.seq_lens_cpu.to(self.device, non_blocking=True)
         slots, _, _ = alloc_for_extend(batch)
+        self.forward_extend(batch)
         for req in reqs:
             req.extend_batch_idx += 1
         return slots
+
+    def forward_extend(self, batch: ScheduleBatch) -> None:
+        """What the model does to recurrent states in a prefill step."""
+
+    def forward_decode(self, batch: ScheduleBatch) -> None:
+        """What the model does to recurrent states in a decode step."""
 
     def prefill(self, prompt: Sequence[int], *, max_new: int = 8, chunk: int | None = None) -> Req:
         """One request's prefill, in chunks, up to its first output token."""
@@ -236,6 +256,7 @@ class Machine:
         batch = self.batch(reqs, ForwardMode.DECODE)
         assert batch.check_decode_mem(), "the scheduler would retract here"
         slots = alloc_for_decode(batch, 1)
+        self.forward_decode(batch)
         for req in reqs:
             req.decode_batch_idx += 1
             self.sample(req)
@@ -313,4 +334,6 @@ class Machine:
             return 0
         if kind == 0:
             return self.tree.full_evictable_size() + self.tree.full_protected_size()
+        if kind == self.arena.state_kind:
+            return self.tree.mamba_evictable_size() + self.tree.mamba_protected_size()
         return self.tree.swa_evictable_size() + self.tree.swa_protected_size()

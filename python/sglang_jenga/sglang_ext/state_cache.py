@@ -50,12 +50,12 @@ class ArenaStateComponent(MambaComponent):
         Upstream takes the slot here, for a request that may keep waiting.
         """
         if params.cow_mamba:
-            source = self.tree_core.get_component_device_value(
+            kv = params.req.kv
+            # None where nothing was hit, whatever an earlier match of the same request found.
+            kv.mamba_cow_src_index = self.tree_core.get_component_device_value(
                 result.best_match_node, self.component_type
             )
-            if source is not None:
-                params.req.kv.mamba_cow_src_index = source
-                params.req.kv.mamba_needs_clear = False
+            kv.mamba_needs_clear = False
         return result
 
     def unpin(self, req: Req) -> None:
@@ -74,19 +74,24 @@ class ArenaStateComponent(MambaComponent):
         self, req: Req, insert_params: InsertParams, token_ids_len: int, is_finished: bool
     ) -> int:
         """Choose the state to publish; returns the length that it is the state of, 0 for none."""
-        if is_finished and self._own_state_is_at(req, token_ids_len):
+        ends_here = is_finished and self._own_state_is_at(req, token_ids_len)
+        # A prompt without an answer is asked again (for parallel samples, say), and a hit leaves at
+        # least its last token to compute: the state before its end serves that, the one at it not.
+        is_prompt_only = token_ids_len <= len(req.origin_input_ids)
+        if ends_here and not (is_prompt_only and self._has_snapshot(req, token_ids_len)):
             insert_params.mamba_value = req.kv.mamba_pool_idx.unsqueeze(0).clone()
             return token_ids_len
         if not self._rows.enable_mamba_extra_buffer:
             return 0 if is_finished else self._publish_copy(req, insert_params, token_ids_len)
+        if not self._has_snapshot(req, token_ids_len):
+            return 0
+        insert_params.mamba_value = self._rows.take_snapshot(req)
+        return int(req.kv.mamba_last_track_seqlen)
+
+    def _has_snapshot(self, req: Req, num_tokens: int) -> bool:
+        """Whether the request's last snapshot exists and lies within its first ``num_tokens``."""
         length = req.kv.mamba_last_track_seqlen
-        if length is None or length > token_ids_len:
-            return 0
-        snapshot = self._rows.take_snapshot(req)
-        if snapshot is None:
-            return 0
-        insert_params.mamba_value = snapshot
-        return int(length)
+        return length is not None and length <= num_tokens and self._rows.has_snapshot(req)
 
     def _own_state_is_at(self, req: Req, num_tokens: int) -> bool:
         """Whether the request's own state is the one after ``num_tokens`` tokens, a cacheable end.

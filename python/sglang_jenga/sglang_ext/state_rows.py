@@ -126,13 +126,19 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
             if req.kv.mamba_ping_pong_track_buffer is None:
                 _without_snapshots(req)
             index = req.kv.mamba_next_track_idx
-            if (
-                req.extend_len < self.snapshot_grid_tokens
-                or not req.kv.mamba_ping_pong_empty[index]
-            ):
+            if not req.kv.mamba_ping_pong_empty[index] or not self._is_worth_a_snapshot(req):
                 continue
             if arena.reclaim(self._tree, arena.demand_of(pages, 1), keep_windows=True):
                 _put(req, index, int(arena.core.take(kind, 1)[0]))
+
+    def _is_worth_a_snapshot(self, req: Req) -> bool:
+        """At the end of the prompt, and at a branch. Between two chunks only a retraction could use
+        one, and its bytes are worth thousands of cached tokens."""
+        if req.extend_len < self.snapshot_grid_tokens:
+            return False
+        branch = req.mamba_branching_seqlen
+        is_last = req.extend_end >= len(req.full_untruncated_fill_ids)
+        return is_last or (branch is not None and req.prefix_len < branch < req.extend_end)
 
     def _write_mappings(self, rows: list[int], reqs: list[Req]) -> None:
         """Tell kernels which row has which slots; one asynchronous copy each."""
@@ -152,11 +158,14 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         _put(req, idx, int(value) if torch.is_tensor(value) else SINK_SLOT)
         self._write_mappings([req.kv.req_pool_idx], [req])
 
-    def take_snapshot(self, req: Req) -> torch.Tensor | None:
+    def has_snapshot(self, req: Req) -> bool:
+        """Whether the last snapshot that ``req`` was to take had a slot to go to."""
+        index = req.kv.mamba_last_track_idx
+        return index is not None and not req.kv.mamba_ping_pong_empty[index]
+
+    def take_snapshot(self, req: Req) -> torch.Tensor:
         """The last snapshot of ``req``, which is the caller's now. ``[1]`` host slot id."""
         index = req.kv.mamba_last_track_idx
-        if index is None or req.kv.mamba_ping_pong_empty[index]:
-            return None
         slot = req.kv.mamba_ping_pong_track_buffer[index : index + 1].clone()
         self.set_mamba_ping_pong_slot(req, index, -1)
         return slot

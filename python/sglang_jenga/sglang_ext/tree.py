@@ -193,11 +193,11 @@ class ArenaTreeCore(UnifiedTreeCore):
     def oldest(self, keep_windows: bool = False) -> Victim | None:
         """The least valuable piece across kinds, None when nothing is evictable.
 
-        The one whose last use is longest ago, except that the window or state of an inner node
-        outlives older leaves while it is cheap: losing it makes every full slot before it
-        unreachable for prompts that branch there, so it goes only when it holds more bytes than it
-        keeps alive. With ``keep_windows`` it does not go even when no leaf is left. Spare pieces go
-        first.
+        The one whose last use is longest ago, except that the window of an inner node outlives
+        older leaves while it is cheap: losing it makes every full slot before it unreachable for
+        prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
+        With ``keep_windows`` it does not go even when no leaf is left. Spare pieces go first. States
+        have no such privilege: one costs as much as hundreds of tokens (benchmark/capacity).
         """
         leaf = self.oldest_leaf()
         pieces = [p for kind in self._piece_kinds if (p := self.oldest_piece(kind)) is not None]
@@ -219,11 +219,11 @@ class ArenaTreeCore(UnifiedTreeCore):
         return total
 
     def _is_cheap(self, piece: Victim) -> bool:
-        """Whether a hit there has fewer bytes in the piece's kind than in full slots."""
+        """Whether a hit there has fewer bytes in window slots than in full slots."""
+        if piece.kind is not ComponentType.SWA:
+            return False
         prefix_tokens = self.prefix_tokens(piece.node)
-        slots = 1
-        if piece.kind is ComponentType.SWA:
-            slots = min(prefix_tokens, self.components_by_type[piece.kind].sliding_window_size)
+        slots = min(prefix_tokens, self.components_by_type[piece.kind].sliding_window_size)
         full_bytes = prefix_tokens * self._slot_bytes[ComponentType.FULL]
         return full_bytes > slots * self._slot_bytes[piece.kind]
 
