@@ -20,14 +20,18 @@ class Failed(AssertionError):
     """A claim of a scenario does not hold."""
 
 
+#: A grid that no prompt of a scenario reaches.
+ENDS_ONLY = 1 << 20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """What a scenario may rely on in the server at hand.
 
     page_tokens: SGLang's page size. radix: prefixes are cached. roomy: nothing has to be evicted.
     lora: name of the loaded adapter, None: none is loaded.
-    state_grid_tokens: recurrent states of prompts are cached at multiples of it only, None: the
-        model has none, and a prefix is hit to its last token.
+    state_grid_tokens: recurrent states of prompts are cached at multiples of it only (ENDS_ONLY:
+        only where a request ended), None: the model has none, a prefix is hit to its last token.
     """
 
     page_tokens: int = 1

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from server import prompts
 from server.client import Answer, Chat, Refused, Request
-from server.run import Failed, Run, Scenario
+from server.run import ENDS_ONLY, Failed, Run, Scenario
 
 # ---- prefixes ----------------------------------------------------------------------------------
 
@@ -64,7 +64,8 @@ def branching(run: Run) -> None:
     run.ask([prompts.ask(prompts.SHARED_PREFIX)])
     run.ask(prompts.BRANCHES)
     again = run.ask(tuple(reversed(prompts.BRANCHES)), concurrency=4)
-    if run.setting.roomy and run.setting.radix and not run.recording:
+    inside = run.setting.state_grid_tokens != ENDS_ONLY
+    if inside and run.setting.roomy and run.setting.radix and not run.recording:
         run.claim(all(a.cached_tokens for a in again), "a branch asked again hit nothing")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from server import adapter
 from server.launch import ServerSpec
-from server.run import Setting
+from server.run import ENDS_ONLY, Setting
 
 _PREFIXES = ("uncached", "prefill_hit", "decode_hit", "branching", "multi_turn")
 _LOAD = ("concurrent_8", "concurrent_32")
@@ -140,10 +140,9 @@ def variants_of(family: str) -> tuple[Variant, ...]:
 
 def _with_states(v: Variant, grid: int) -> Variant:
     states = ROOMY_STATES if v.setting.roomy else TIGHT_STATES
-    exact = v.states_only  # a copy at the end of each prefill chunk, wherever that is
     return replace(
         v,
-        setting=replace(v.setting, state_grid_tokens=1 if exact else grid),
+        setting=replace(v.setting, state_grid_tokens=ENDS_ONLY if v.states_only else grid),
         flags=(*v.flags, "--max-mamba-cache-size", str(states)),
         env={**v.env, **_STATE_ENV},
     )
