@@ -8,83 +8,24 @@ of two, so that code which confuses one constant with another fails somewhere.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from sglang_jenga.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
+from sglang_jenga.tiny.spec import (
+    BENCH,
+    BENCH_SIZE,
+    COMMON,
+    DEMO,
+    FULL,
+    SMALL,
+    SMALL_SQUARE,
+    TEST,
+    WINDOW,
+    TinySpec,
+    layer_types,
+)
+from sglang_jenga.tiny.state_specs import STATE_SPECS
+from sglang_jenga.tiny.tokenizer import VOCAB_SIZE
 
-TEST, DEMO, BENCH = "test", "demo", "bench"
-
-FULL, WINDOW, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TinySpec:
-    """One checkpoint before its random weights.
-
-    Attributes:
-        family: the name users type.
-        preset: ``test``, ``demo`` or ``bench``.
-        model_type: transformers' name of the configuration class.
-        config: keyword arguments of that class.
-        architecture: the class SGLang must serve, where it differs from transformers' name
-            (Llama 4: SGLang's ``Llama4ForCausalLM`` cannot load experts; its multimodal class
-            loads text-only checkpoints).
-        legacy_rope: write ``rope_theta`` as the published checkpoints of the family do, instead of
-            transformers 5's nested ``rope_parameters``, where SGLang has its own configuration
-            class that reads only the former (OLMo-3).
-        embedding_std: standard deviation of one embedding element; ``hidden_size ** -0.5`` for
-            families that multiply embeddings by ``sqrt(hidden_size)``, so that the residual stream
-            starts at 1.
-    """
-
-    family: str
-    preset: str
-    model_type: str
-    config: Mapping[str, object]
-    architecture: str | None = None
-    legacy_rope: bool = False
-    embedding_std: float = 1.0
-
-
-def layer_types(*, layers: int, local: str, period: int, full_first: bool = False) -> list[str]:
-    """``period - 1`` local layers for one full layer; the full one comes last in a period, or
-    first."""
-    full_at = 0 if full_first else period - 1
-    return [FULL if i % period == full_at else local for i in range(layers)]
-
-
-COMMON: Mapping[str, object] = {
-    "vocab_size": VOCAB_SIZE,
-    "pad_token_id": PAD_ID,
-    "bos_token_id": BOS_ID,
-    "eos_token_id": EOS_ID,
-    "max_position_embeddings": 4096,
-}
-# Grouped queries, and 64 because it is the smallest head that FlashInfer serves: the same
-# checkpoints run on a GPU.
-SMALL: Mapping[str, object] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-}
-# Families whose head_dim is hidden_size / num_attention_heads.
-SMALL_SQUARE: Mapping[str, object] = {
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-# Cheap arithmetic, much KV: as many KV heads as query heads.
-BENCH_SIZE: Mapping[str, object] = {
-    "hidden_size": 128,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "max_position_embeddings": 16384,
-}
+__all__ = ["BENCH", "DEMO", "FAMILIES", "SPECS", "TEST", "TinySpec", "find_spec"]
 
 
 def _llama(preset: str, size: Mapping[str, object], layers: int) -> TinySpec:
@@ -318,6 +259,7 @@ _ALL = (
     _cohere2(),
     _olmo3(),
     _exaone4(),
+    *STATE_SPECS,
 )
 SPECS: Mapping[tuple[str, str], TinySpec] = {(s.family, s.preset): s for s in _ALL}
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(s.family for s in _ALL))

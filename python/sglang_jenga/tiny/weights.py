@@ -30,9 +30,12 @@ import math
 import torch
 from torch import nn
 
+from sglang_jenga.tiny.state_weights import draw_state_parameter
+
 SCORE_STD = 2.2
 ATTENTION_GAIN = 2.0
 MLP_GAIN = 2.0
+STATE_GAIN = 1.5
 LOGIT_STD = 3.0
 NORM_JITTER = 0.1
 SINK_MEAN = 6.0
@@ -51,6 +54,8 @@ _UNIT_GAIN = (
     "per_layer_model_projection",
     "per_layer_input_gate",
     "per_layer_projection",
+    "input_linear",
+    "in_proj",
 )
 
 
@@ -86,6 +91,7 @@ class _Plan:
         self._hidden = config.hidden_size
         self._per_layer_width = getattr(config, "hidden_size_per_layer_input", 0)
         self._embedding_std = embedding_std
+        self._residual = getattr(config, "residual_multiplier", 1.0)
         self._norm_offset = _PRE_NORM_WEIGHT_OFFSET.get(config.model_type, 0.0)
         self._attention = {n: m for n, m in model.named_modules() if hasattr(m, "q_proj")}
         tied = config.tie_word_embeddings
@@ -93,7 +99,7 @@ class _Plan:
         # signs.
         self._tied = tied
         self._head_std = embedding_std if tied else LOGIT_STD / math.sqrt(self._hidden)
-        logit_scale = getattr(config, "logit_scale", 1.0)
+        logit_scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         self._final_norm = (
             LOGIT_STD / (embedding_std * math.sqrt(self._hidden) * logit_scale) if tied else 1.0
         )
@@ -103,6 +109,9 @@ class _Plan:
         noise = torch.randn(like.shape, generator=rng)
         owner, _, leaf = name.rpartition(".")
         module = owner.rpartition(".")[2]
+        state = draw_state_parameter(name, noise, rng)
+        if state is not None:
+            return state
         if module.endswith(("norm", "layernorm", "norm_1", "norm_2")):
             return self._norm(owner, module, noise, rng)
         if leaf == "sinks":
@@ -116,8 +125,10 @@ class _Plan:
             return noise * self._per_layer_width**-0.5
         if module == "lm_head":
             return self._head_std * noise
-        if module == "experts":  # [experts, in, out]
-            return self._gain(leaf) * noise * like.shape[1] ** -0.5
+        if module == "experts":  # [experts, in, out] or [experts, out, in]
+            width = like[0].numel() // self._hidden
+            inputs = width if leaf == "down_proj" else self._hidden
+            return self._gain(leaf) * noise * inputs**-0.5
         if like.dim() == 2:  # [out, in]
             return self._gain(module, owner) * noise * like.shape[1] ** -0.5
         raise ValueError(f"no rule initialises {name!r} of shape {tuple(like.shape)}; add one")
@@ -147,9 +158,11 @@ class _Plan:
             normalised = hasattr(self._attention[attention], f"{projection[0]}_norm")
             return 1.0 if normalised else self._query_key_scale(attention)
         if projection == "o_proj":
-            return ATTENTION_GAIN
-        if projection == "down_proj":
-            return MLP_GAIN
+            return ATTENTION_GAIN / self._residual
+        if projection in ("down_proj", "output_linear"):
+            return MLP_GAIN / self._residual
+        if projection == "out_proj":
+            return STATE_GAIN / self._residual
         if projection in (*_UNIT_GAIN, "gate_up_proj"):
             return 1.0
         raise ValueError(f"no gain is known for the projection {projection!r} of {owner!r}; add it")

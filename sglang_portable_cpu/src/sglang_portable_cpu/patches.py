@@ -9,100 +9,21 @@ worker that loaded the model (`require_installed`).
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from sglang_portable_cpu import ENTRY_POINT, ops
+from sglang_portable_cpu import ENTRY_POINT
+from sglang_portable_cpu.patch import Patch, PatchError
+from sglang_portable_cpu.serving_patches import SERVING_PATCHES
+from sglang_portable_cpu.state_patches import STATE_PATCHES
 
+__all__ = ["PATCHES", "Patch", "PatchError", "register", "require_installed"]
 
-class PatchError(RuntimeError):
-    """The patch table does not fit this SGLang, or a patch did not take effect."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patch:
-    """One replaced function."""
-
-    target: str
-    """Dotted path, looked up at call time by SGLang."""
-    parameters: tuple[str, ...] | None
-    """The parameter names it must have; None for a C function, which does not tell."""
-    hook: Callable[..., Any]
-    wraps: bool
-    """True: `hook` gets the original as its first argument. False: it replaces the original."""
-    reason: str
-    removable_when: str
-
-
-PATCHES: tuple[Patch, ...] = (
-    Patch(
-        target="sglang.kernels.ops.activation.softcap.softcap_inplace_logits",
-        parameters=("full_logits", "final_logit_softcapping"),
-        hook=ops.softcap_inplace_logits,
-        wraps=False,
-        reason="Gemma-2 caps its final logits in a triton kernel unless SGLANG_USE_CPU_ENGINE=1.",
-        removable_when="logits_processor chooses the kernel by the tensor's device.",
-    ),
-    Patch(
-        target="sglang.srt.layers.moe.fused_moe_native.moe_forward_native",
-        parameters=("layer", "x", "topk_output", "moe_runner_config"),
-        hook=ops.moe_forward,
-        wraps=True,
-        reason="Llama-4 puts the router weight on the input, which the torch experts refuse.",
-        removable_when="moe_forward_native handles apply_router_weight_on_input.",
-    ),
-    Patch(
-        target="sglang.srt.mem_cache.allocation.get_last_loc_triton",
-        parameters=("req_to_token", "req_pool_indices_tensor", "prefix_lens_tensor"),
-        hook=ops.get_last_loc,
-        wraps=False,
-        reason="get_last_loc picks triton for every attention backend but torch_native, by name.",
-        removable_when="get_last_loc asks the platform whether triton can launch.",
-    ),
-    Patch(
-        target="torch.Tensor.pin_memory",
-        parameters=None,
-        hook=ops.pin_memory,
-        wraps=False,
-        reason="SGLang pins in prepare_for_decode; CUDA builds of torch raise without a driver.",
-        removable_when="SGLang asks is_pin_memory_available before it pins.",
-    ),
-    Patch(
-        target="sglang.srt.lora.layers.get_lora_layer",
-        parameters=("layer", "lora_backend", "experts_shared_outer_loras", "max_lora_rank"),
-        hook=ops.without_pinning,
-        wraps=True,
-        reason="LoRA layers build their output offsets with pin_memory=True.",
-        removable_when="the LoRA layers ask is_pin_memory_available, as their memory pool does.",
-    ),
-    Patch(
-        target="sglang.srt.lora.layers.RowParallelLinearWithLoRA.set_lora_info",
-        parameters=("self", "A_buffer", "B_buffer"),
-        hook=ops.without_pinning,
-        wraps=True,
-        reason="This LoRA layer alone builds its offsets, pinned, when it gets its buffers.",
-        removable_when="the LoRA layers ask is_pin_memory_available, as their memory pool does.",
-    ),
-    Patch(
-        target="sglang.srt.lora.backend.torch_backend.TorchNativeLoRABackend.prepare_lora_batch",
-        parameters=(
-            "self",
-            "forward_batch",
-            "weight_indices",
-            "lora_ranks",
-            "scalings",
-            "use_cuda_graph",
-            "use_prefill_cuda_graph",
-        ),
-        hook=ops.without_pinning,
-        wraps=True,
-        reason="The torch LoRA backend describes every batch in pinned tensors.",
-        removable_when="the torch LoRA backend asks is_pin_memory_available.",
-    ),
-)
+PATCHES: tuple[Patch, ...] = (*SERVING_PATCHES, *STATE_PATCHES)
 
 _originals: dict[str, Callable[..., Any]] = {}
 
@@ -113,6 +34,10 @@ def register() -> None:
 
     found = {patch.target: _find(patch) for patch in PATCHES}
     for patch in PATCHES:
+        if patch.stands_for is not None:  # HookRegistry replaces what is bound already
+            module_name, _, name = patch.target.rpartition(".")
+            setattr(sys.modules[module_name], name, patch.hook)
+            continue
         kind = HookType.AROUND if patch.wraps else HookType.REPLACE
         HookRegistry.register(patch.target, patch.hook, kind)
     _originals.update(found)
@@ -137,19 +62,46 @@ def require_installed() -> None:
 
 
 def _find(patch: Patch) -> Callable[..., Any]:
+    """The original, checked. Raises PatchError where this SGLang is not the table's."""
+    if patch.stands_for is not None:
+        _require_unbound(patch)
+    path = patch.stands_for or patch.target
     try:
-        original = pkgutil.resolve_name(patch.target)
+        original = pkgutil.resolve_name(path)
     except (ImportError, AttributeError) as error:
         raise PatchError(
-            f"this SGLang has no {patch.target} ({error}), which sglang-portable-cpu replaces: "
+            f"this SGLang has no {path} ({error}), which sglang-portable-cpu replaces: "
             f"{patch.reason} Install the SGLang version that this release names in its README."
         ) from error
     if patch.parameters is not None:
         names = tuple(inspect.signature(original).parameters)
         if names != patch.parameters:
             raise PatchError(
-                f"{patch.target} takes {', '.join(names)} in this SGLang, and sglang-portable-cpu "
+                f"{path} takes {', '.join(names)} in this SGLang, and sglang-portable-cpu "
                 f"replaces a function of {', '.join(patch.parameters)}. Install the SGLang version "
                 "that this release names in its README."
             )
     return original
+
+
+def _require_unbound(patch: Patch) -> None:
+    """The target's module must read the name and leave it unbound, or the row is out of date."""
+    module_name, _, name = patch.target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise PatchError(
+            f"this SGLang has no {module_name} ({error}), where sglang-portable-cpu supplies "
+            f"{name}: {patch.reason} Install the SGLang version that this release names in its "
+            "README."
+        ) from error
+    if name not in inspect.getsource(module):
+        why = "does not use the name any more"
+    elif getattr(module, name, patch.hook) is not patch.hook:
+        why = "binds the name itself"
+    else:
+        return
+    raise PatchError(
+        f"{module_name} {why}, so sglang-portable-cpu must not supply {name}: {patch.reason} "
+        "Install the SGLang version that this release names in its README."
+    )

@@ -40,6 +40,7 @@ def register() -> None:
     register_resolution_hook("handle_model_specific_adjustments")(_admit_exaone)
     # Late on purpose: another plugin may still choose a backend that needs none of this.
     register_resolution_hook("handle_cache_compatibility")(_check_torch_native)
+    register_resolution_hook("handle_cache_compatibility")(_match_convolution_states)
 
 
 def _admit_exaone(server_args: Any, previous: Callable[[Any], None]) -> None:
@@ -94,6 +95,23 @@ def _check_torch_native(server_args: Any, previous: Callable[[Any], None]) -> No
         for ignored in _ignored_by_torch_native(model):
             logger.warning("%s: %s ignores %s; outputs will differ.", name, _BACKEND, ignored)
     previous(server_args)
+
+
+def _match_convolution_states(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Keep convolution states in the model's dtype unless the user named one.
+
+    SGLang keeps them in bfloat16 whatever --dtype says: rounded in float32 models, and not
+    assignable from them where a snapshot is taken in prefill (`MambaMixer2.forward`).
+    """
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    from sglang.srt.environ import envs
+
+    previous(server_args)
+    if resolving_view(server_args).device != "cpu" or envs.SGLANG_MAMBA_CONV_DTYPE.is_set():
+        return
+    model = model_config_of(server_args)
+    if hasattr(type(model.hf_text_config), "mamba2_cache_params"):
+        envs.SGLANG_MAMBA_CONV_DTYPE.set(str(model.dtype).removeprefix("torch."))
 
 
 def _refusal(model_name: str, why: str) -> str:
