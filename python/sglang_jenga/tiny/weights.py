@@ -98,8 +98,13 @@ class _Plan:
         # With a tied head, logits = final norm x embeddings, so the norm carries the scale and the
         # signs.
         self._tied = tied
-        self._head_std = embedding_std if tied else LOGIT_STD / math.sqrt(self._hidden)
-        logit_scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        logit_scale = (
+            getattr(config, "logit_scale", 1.0)
+            * getattr(config, "lm_head_multiplier", 1.0)
+            / getattr(config, "logits_scaling", 1.0)
+        )
+        head_std = LOGIT_STD / (math.sqrt(self._hidden) * logit_scale)
+        self._head_std = embedding_std if tied else head_std
         self._final_norm = (
             LOGIT_STD / (embedding_std * math.sqrt(self._hidden) * logit_scale) if tied else 1.0
         )
@@ -112,14 +117,14 @@ class _Plan:
         state = draw_state_parameter(name, noise, rng)
         if state is not None:
             return state
-        if module.endswith(("norm", "layernorm", "norm_1", "norm_2")):
+        if module.endswith(("norm", "layernorm", "norm_1", "norm_2", "norm_f")):
             return self._norm(owner, module, noise, rng)
         if leaf == "sinks":
             # SGLang keeps sinks in bfloat16: round here, so that nothing is lost there.
             return (SINK_MEAN + noise).bfloat16().float()
         if leaf.endswith("bias"):
             return NORM_JITTER * noise
-        if module == "embed_tokens":
+        if module in ("embed_tokens", "embeddings"):
             return self._embedding_std * noise
         if module == "embed_tokens_per_layer":  # scaled by the square root of its width when read
             return noise * self._per_layer_width**-0.5
@@ -150,7 +155,8 @@ class _Plan:
     def _query_key_scale(self, attention: str) -> float:
         """How large Q and K must each be for scores of standard deviation ``SCORE_STD``."""
         module = self._attention[attention]
-        return math.sqrt(SCORE_STD / (module.scaling * math.sqrt(module.head_dim)))
+        scaling = module.scaling * getattr(module, "key_multiplier", 1.0)
+        return math.sqrt(SCORE_STD / (scaling * math.sqrt(module.head_dim)))
 
     def _gain(self, projection: str, owner: str = "") -> float:
         if projection in ("q_proj", "k_proj"):

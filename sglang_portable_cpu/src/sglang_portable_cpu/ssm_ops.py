@@ -196,8 +196,8 @@ def track_mamba_states_if_needed(
 ) -> None:
     """Copy the states of the rows in the mask to their snapshot slots, in one layer.
 
-    The pools are `[slots, ...]`; the rest is one entry per request. A negative slot, on either side,
-    was freed: nothing is copied.
+    The pools are `[slots, ...]`; the rest is one entry per request. A negative slot, on either
+    side, was freed: nothing is copied.
     """
     track_mamba_states_all_layers(
         conv_states[None],
