@@ -7,7 +7,7 @@ A state layer keeps a fixed number of bytes per request instead of some per toke
 
 from collections.abc import Mapping
 
-from sglang_jenga.tiny.spec import COMMON, SMALL, SMALL_SQUARE, TEST, TinySpec
+from sglang_jenga.tiny.spec import COMMON, FULL, SMALL, SMALL_SQUARE, TEST, TinySpec, layer_types
 
 CHUNK_TOKENS = 32
 
@@ -94,5 +94,48 @@ def _nemotron_h() -> TinySpec:
     return TinySpec(family="nemotron_h", preset=TEST, model_type="nemotron_h", config=config)
 
 
-STATE_SPECS: tuple[TinySpec, ...] = (_granite_hybrid(), _falcon_h1(), _nemotron_h())
+def _qwen3_next() -> TinySpec:
+    """Qwen3-Next: a gated delta net in three layers of four, two value heads for a key head, and
+    gated attention; a mixture of experts and a gated shared expert in every layer."""
+    interval = 4
+    config = {
+        **COMMON,
+        **SMALL,
+        "num_hidden_layers": 8,
+        "layer_types": layer_types(layers=8, local="linear_attention", period=interval),
+        "full_attention_interval": interval,  # SGLang reads this, and not layer_types
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+    }
+    return TinySpec(family="qwen3_next", preset=TEST, model_type="qwen3_next", config=config)
+
+
+def _lfm2() -> TinySpec:
+    """LFM2: a gated convolution of width 3 where most layers have attention, so a state is the last
+    two tokens; attention in the third layer of three and in the last."""
+    config = {
+        **COMMON,
+        **SMALL_SQUARE,
+        "intermediate_size": 384,
+        "block_multiple_of": 32,
+        "num_hidden_layers": 8,
+        "layer_types": ["conv", "conv", FULL, "conv", "conv", FULL, "conv", FULL],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    }
+    return TinySpec(family="lfm2", preset=TEST, model_type="lfm2", config=config)
+
+
+STATE_SPECS: tuple[TinySpec, ...] = (
+    _granite_hybrid(),
+    _falcon_h1(),
+    _nemotron_h(),
+    _qwen3_next(),
+    _lfm2(),
+)
 STATE_FAMILIES: Mapping[str, TinySpec] = {spec.family: spec for spec in STATE_SPECS}

@@ -43,19 +43,26 @@ SINK_MEAN = 6.0
 overlook."""
 QUIET_SCALE = 0.05
 
-_PRE_NORM_WEIGHT_OFFSET = {"gemma2": 1.0, "gemma3_text": 1.0}
-"""Families whose norms multiply by ``1 + weight``."""
+_PRE_NORM_WEIGHT_OFFSET = {"gemma2": 1.0, "gemma3_text": 1.0, "qwen3_next": 1.0}
+"""Families whose norms multiply by ``1 + weight``, except for the norm inside a state layer."""
 
+_QUERY_KEY_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 _UNIT_GAIN = (
     "v_proj",
     "gate_proj",
     "up_proj",
     "router",
+    "gate",
+    "shared_expert_gate",
     "per_layer_model_projection",
     "per_layer_input_gate",
     "per_layer_projection",
     "input_linear",
     "in_proj",
+    "in_proj_qkvz",
+    "in_proj_ba",
+    "w1",
+    "w3",
 )
 
 
@@ -142,7 +149,9 @@ class _Plan:
         self, owner: str, module: str, noise: torch.Tensor, rng: torch.Generator
     ) -> torch.Tensor:
         scale = 1.0 + NORM_JITTER * noise
-        if module in ("q_norm", "k_norm"):
+        if owner.endswith("linear_attn.norm"):
+            return scale
+        if module in _QUERY_KEY_NORMS:
             scale *= self._query_key_scale(owner.rpartition(".")[0])
         elif module == "post_per_layer_input_norm":
             scale *= 0.5  # a token-only input: keep it from outweighing what attention brings
@@ -161,14 +170,19 @@ class _Plan:
     def _gain(self, projection: str, owner: str = "") -> float:
         if projection in ("q_proj", "k_proj"):
             attention = owner.rpartition(".")[0]
-            normalised = hasattr(self._attention[attention], f"{projection[0]}_norm")
+            normalised = any(
+                hasattr(self._attention[attention], norm)
+                for norm in _QUERY_KEY_NORMS
+                if norm[0] == projection[0]
+            )
             return 1.0 if normalised else self._query_key_scale(attention)
         if projection == "o_proj":
             return ATTENTION_GAIN / self._residual
-        if projection in ("down_proj", "output_linear"):
-            return MLP_GAIN / self._residual
         if projection == "out_proj":
-            return STATE_GAIN / self._residual
+            attends = owner.rpartition(".")[0] in self._attention
+            return (ATTENTION_GAIN if attends else STATE_GAIN) / self._residual
+        if projection in ("down_proj", "output_linear", "w2"):
+            return MLP_GAIN / self._residual
         if projection in (*_UNIT_GAIN, "gate_up_proj"):
             return 1.0
         raise ValueError(f"no gain is known for the projection {projection!r} of {owner!r}; add it")
