@@ -29,7 +29,7 @@ from server.compare import LOGPROB_TOLERANCE, largest_difference  # noqa: E402
 from server.launch import ServerDied, ServerSpec, last_error, serving  # noqa: E402
 from server.matrix import build_checkpoint  # noqa: E402
 
-from sglang_jenga.tiny.state_specs import STATE_FAMILIES  # noqa: E402
+from sglang_jenga.tiny import STATE_FAMILIES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "states.jsonl"
 

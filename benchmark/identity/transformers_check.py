@@ -26,7 +26,7 @@ from server.client import Answer, Request  # noqa: E402
 from server.compare import largest_difference  # noqa: E402
 from server.matrix import Family, prepare, reference_of  # noqa: E402
 
-from sglang_jenga.tiny import FAMILIES  # noqa: E402
+from sglang_jenga.tiny import ATTENTION_FAMILIES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "transformers.jsonl"
 #: Two implementations in float32: norms, rotary tables and experts are computed in another order.
@@ -35,7 +35,9 @@ TOLERANCE = 5e-3
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument(
+        "--family", nargs="+", choices=ATTENTION_FAMILIES, default=ATTENTION_FAMILIES
+    )
     parser.add_argument("--work-dir", type=Path, default=REPOSITORY / "build" / "identity")
     args = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)

@@ -5,8 +5,6 @@ A state layer keeps a fixed number of bytes per request instead of some per toke
 (32 tokens instead of 256), so that a prompt of a test crosses several.
 """
 
-from collections.abc import Mapping
-
 from sglang_jenga.tiny.spec import COMMON, FULL, SMALL, SMALL_SQUARE, TEST, TinySpec, layer_types
 
 CHUNK_TOKENS = 32
@@ -81,10 +79,12 @@ def _falcon_h1() -> TinySpec:
 def _nemotron_h() -> TinySpec:
     """Nemotron-H: a layer is one of Mamba2, MLP (squared ReLU, no gate) and attention without RoPE;
     an attention layer stands where an MLP would. Two groups, each normalised on its own."""
+    pattern = "M-M*-M-M*-M-"
     config = {
         **COMMON,
         **SMALL,
-        "hybrid_override_pattern": "M-M*-M-M*-M-",
+        "hybrid_override_pattern": pattern,
+        "num_hidden_layers": len(pattern),
         "mamba_num_heads": 4,
         "mamba_head_dim": 64,
         "ssm_state_size": 16,
@@ -138,4 +138,5 @@ STATE_SPECS: tuple[TinySpec, ...] = (
     _qwen3_next(),
     _lfm2(),
 )
-STATE_FAMILIES: Mapping[str, TinySpec] = {spec.family: spec for spec in STATE_SPECS}
+STATE_FAMILIES: tuple[str, ...] = tuple(spec.family for spec in STATE_SPECS)
+"""Families that have layers with a recurrent state."""
