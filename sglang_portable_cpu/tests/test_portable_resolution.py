@@ -76,6 +76,12 @@ MODELS = {
         **TEXT,
         **EXPERTS,
     },
+    "lfm2": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        **TEXT,
+        "layer_types": ["conv", "full_attention"] * 2,
+    },
     "llama-4": {
         "architectures": ["Llama4ForConditionalGeneration"],
         "model_type": "llama4",
@@ -199,3 +205,9 @@ def test_snapshots_of_states_are_allowed(resolve, conv_dtype, strategy):
     view = resolve("granite-hybrid", mamba_radix_cache_strategy=strategy)
     assert view.mamba_radix_cache_strategy == strategy
     assert not view.disable_overlap_schedule
+
+
+def test_short_convolutions_have_no_snapshots(resolve, conv_dtype):
+    """SGLang's own refusal: when it goes, the table in README.md and states_check.py grow."""
+    with pytest.raises(AssertionError, match="use no_buffer"):
+        resolve("lfm2", mamba_radix_cache_strategy="extra_buffer")
