@@ -3,7 +3,7 @@
 
 A freshly initialised transformer is a bad test subject: its attention is nearly uniform, its
 residual stream is nearly the last token's embedding, and its greedy output is one token for ever,
-whatever the KV cache holds. A wrong page would go unnoticed. Four properties are set instead, each
+whatever the KV cache holds. A wrong page would go unnoticed. Five properties are set instead, each
 by one number below:
 
 * Attention is sharp. Scores (before softmax) have standard deviation ``SCORE_STD``, so a few of
@@ -12,6 +12,8 @@ by one number below:
 * Attention matters. A sharp average of values is smaller than one value; ``ATTENTION_GAIN`` in the
   output projection makes it as large as the residual stream it joins. Every layer of every kind
   counts.
+* States matter. ``STATE_GAIN`` does the same for layers with a recurrent state; how long they
+  remember is set in ``state_weights``.
 * The last token does not win. With tied embeddings the stream's own token would score highest for
   ever; random signs on the final norm decorrelate reading from writing. (An untied head is
   independent anyway.)

@@ -71,7 +71,7 @@ def mamba_chunk_scan_combined(
     log_decay = step * A.float()
     inputs = x[0].float() * step[..., None]
     keys, queries = (t[0].float().repeat_interleave(heads // groups, dim=1) for t in (B, C))
-    skip = 0.0 if D is None else D.float().view(heads, -1) * x[0].float()
+    skipped = x[0].float() * (0.0 if D is None else D.float().view(heads, -1))
 
     bounds = cu_seqlens.tolist()
     grid = range(0, tokens, chunk_size)
@@ -92,7 +92,7 @@ def mamba_chunk_scan_combined(
             kept[request, begin] = state
             part = slice(begin, stop)
             y, state = _chunk(state, inputs[part], log_decay[part], keys[part], queries[part])
-            out[0, part] = (y if D is None else y + skip[part]).to(out.dtype)
+            out[0, part] = (y + skipped[part]).to(out.dtype)
         kept[request, end] = state
         final[request] = state
 
