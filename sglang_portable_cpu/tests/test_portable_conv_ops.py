@@ -10,6 +10,7 @@ from state_pools import StridedPool, offsets
 from sglang_portable_cpu import conv_ops
 
 CHANNELS, WIDTH = 6, 4
+DTYPES = torch.float32, torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,26 @@ def test_what_it_does_not_compute_is_refused(weight, bias):
             conv_ops.causal_conv1d_update(x, pool.states, weight, **{name: torch.zeros(1)})
     with pytest.raises(NotImplementedError, match="gelu"):
         conv_ops.causal_conv1d_update(x, pool.states, weight, bias, "gelu")
+
+
+def test_a_pool_of_another_dtype_rounds_states_and_nothing_else(weight, bias):
+    x = torch.randn(6, CHANNELS).T
+    exact, rounded = (torch.zeros(2, CHANNELS, WIDTH - 1, dtype=d) for d in DTYPES)
+    for pool in (exact, rounded):
+        out = conv_ops.causal_conv1d_fn(
+            x, weight, bias, pool, offsets([6]), [6], cache_indices=torch.tensor([1])
+        )
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(
+            out, reference(x, torch.zeros(CHANNELS, WIDTH - 1), weight, bias)[0]
+        )
+    assert torch.equal(rounded, exact.bfloat16())
+    step = torch.randn(1, CHANNELS)
+    outs = [
+        conv_ops.causal_conv1d_update(
+            step, pool, weight, bias, "silu", conv_state_indices=torch.tensor([1])
+        )
+        for pool in (exact, rounded)
+    ]
+    torch.testing.assert_close(*outs, rtol=0.05, atol=0.05)
+    assert torch.equal(rounded[1, :, -1], step[0].bfloat16())
