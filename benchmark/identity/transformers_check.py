@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from server.client import Answer, Request  # noqa: E402
 from server.compare import largest_difference  # noqa: E402
 from server.matrix import Family, prepare, reference_of  # noqa: E402
 
-from sglang_jenga.tiny import FAMILIES  # noqa: E402
+from sglang_jenga.tiny import ATTENTION_FAMILIES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "transformers.jsonl"
 #: Two implementations in float32: norms, rotary tables and experts are computed in another order.
@@ -34,7 +35,9 @@ TOLERANCE = 5e-3
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument(
+        "--family", nargs="+", choices=ATTENTION_FAMILIES, default=ATTENTION_FAMILIES
+    )
     parser.add_argument("--work-dir", type=Path, default=REPOSITORY / "build" / "identity")
     args = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
@@ -54,7 +57,7 @@ def _compare(family: Family) -> dict[str, Any]:
     reference = reference_of(family, "plain", ["uncached", "abort_decode"])
     requests = prompts.MIXED + prompts.TALKATIVE[:2]
     answers = [reference.get(request.key) for request in requests]
-    expected = _transformers_answers(family.checkpoint, requests)
+    expected = transformers_answers(family.checkpoint, requests)
     equal = [want.tokens == have.tokens for want, have in zip(expected, answers, strict=True)]
     difference = max(
         largest_difference(want.logprobs, have.logprobs)
@@ -73,7 +76,8 @@ def _compare(family: Family) -> dict[str, Any]:
     }
 
 
-def _transformers_answers(checkpoint: Path, requests: tuple[Request, ...]) -> list[Answer]:
+def transformers_answers(checkpoint: Path, requests: Sequence[Request]) -> list[Answer]:
+    """Greedy answers of transformers in float32, of exactly the tokens that are asked for."""
     import torch
     from transformers import AutoModelForCausalLM
 

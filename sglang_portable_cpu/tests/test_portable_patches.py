@@ -90,6 +90,40 @@ def test_every_patch_is_in_effect_after_the_plugins_loaded(loaded):
     patches.require_installed()
 
 
+SUPPLIED = [patch for patch in PATCHES if patch.stands_for is not None]
+
+
+@pytest.mark.parametrize("patch", SUPPLIED, ids=lambda patch: patch.target)
+def test_a_supplied_name_is_bound_where_it_is_read(patch, loaded):
+    assert pkgutil.resolve_name(patch.target) is patch.hook
+
+
+def test_the_operators_of_state_layers_reach_the_modules_that_imported_them(loaded):
+    from sglang.srt.layers.attention import hybrid_linear_attn_backend
+    from sglang.srt.layers.attention.mamba import causal_conv1d, mamba
+
+    from sglang_portable_cpu import ssm_ops
+
+    with pytest.raises(NotImplementedError, match="return_track_states"):
+        mamba.mamba_chunk_scan_combined(*[torch.zeros(1)] * 5, chunk_size=1)
+    pool = torch.arange(3.0)[:, None]
+    track = hybrid_linear_attn_backend.track_mamba_states_if_needed
+    assert track is not ssm_ops.track_mamba_states_if_needed, "the hook wraps it"
+    track(pool, pool.clone(), torch.tensor([2]), torch.tensor([True]), torch.tensor([1]), 1)
+    assert pool.flatten().tolist() == [0.0, 2.0, 2.0]
+    # SGLang's own entry point falls back to the triton one, which is replaced.
+    out = causal_conv1d.causal_conv1d_update(
+        torch.ones(1, 1), torch.ones(1, 1, 1), torch.full((1, 2), 3.0)
+    )
+    assert out.item() == 6.0
+
+
+def test_a_norm_on_the_current_device_is_built_without_a_driver(loaded):
+    assert torch.get_device_module() is torch.cpu
+    assert torch.get_device_module("cuda") is torch.cuda
+    torch.ones(1, device=torch.get_device_module().current_device())
+
+
 def linear(cls, **sizes):
     """A layer of `cls` with a weight and nothing of what SGLang's constructors need."""
     layer = cls.__new__(cls)
@@ -147,6 +181,27 @@ def test_a_function_with_other_parameters_is_refused_with_both_lists(monkeypatch
     changed = dataclasses.replace(PATCHES[0], target="sglang.srt.utils.is_cpu")
     monkeypatch.setattr(patches, "PATCHES", (changed,))
     with pytest.raises(PatchError, match="full_logits, final_logit_softcapping"):
+        patches.register()
+
+
+def test_a_supplied_name_that_sglang_binds_itself_is_refused(monkeypatch):
+    bound = dataclasses.replace(SUPPLIED[0], hook=lambda: None)
+    monkeypatch.setattr(patches, "PATCHES", (bound,))
+    monkeypatch.setattr(
+        pkgutil.resolve_name(bound.target.rpartition(".")[0]), "causal_conv1d_fn", 1
+    )
+    with pytest.raises(PatchError, match="binds the name itself"):
+        patches.register()
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [("sglang.srt.no_such_module", "this SGLang has no"), ("sglang.version", "does not use")],
+)
+def test_a_supplied_name_that_nothing_reads_is_refused(module, why, monkeypatch):
+    moved = dataclasses.replace(SUPPLIED[0], target=f"{module}.causal_conv1d_fn")
+    monkeypatch.setattr(patches, "PATCHES", (moved,))
+    with pytest.raises(PatchError, match=why):
         patches.register()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -65,6 +66,21 @@ MODELS = {
         "architectures": ["Gemma4ForConditionalGeneration"],
         "model_type": "gemma4",
         "text_config": {"model_type": "gemma4_text", "global_head_dim": 32, **TEXT, **WINDOWS},
+    },
+    "granite-hybrid": {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "model_type": "granitemoehybrid",
+        "layer_types": ["mamba", "attention"] * 2,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        **TEXT,
+        **EXPERTS,
+    },
+    "lfm2": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        **TEXT,
+        "layer_types": ["conv", "full_attention"] * 2,
     },
     "llama-4": {
         "architectures": ["Llama4ForConditionalGeneration"],
@@ -156,3 +172,42 @@ def test_another_backend_is_left_alone(resolve):
     view = resolve("llama-4", attention_backend="triton")
     assert view.attention_backend == "triton"
     assert not view.disable_hybrid_swa_memory
+
+
+@pytest.fixture
+def conv_dtype(monkeypatch):
+    """Reads the dtype of convolution states that a resolution left in the environment."""
+    name = "SGLANG_MAMBA_CONV_DTYPE"
+    monkeypatch.setenv(name, "")  # so that it is restored afterwards
+    monkeypatch.delenv(name)
+    return lambda: os.environ.get(name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_convolution_states_take_the_dtype_of_the_model(resolve, conv_dtype, dtype):
+    resolve("granite-hybrid", dtype=dtype)
+    assert conv_dtype() == dtype
+
+
+def test_convolution_states_keep_the_dtype_that_the_user_named(resolve, conv_dtype, monkeypatch):
+    monkeypatch.setenv("SGLANG_MAMBA_CONV_DTYPE", "float16")
+    resolve("granite-hybrid", dtype="float32")
+    assert conv_dtype() == "float16"
+
+
+def test_a_model_without_states_leaves_the_environment_alone(resolve, conv_dtype):
+    resolve("llama")
+    assert conv_dtype() is None
+
+
+@pytest.mark.parametrize("strategy", ["extra_buffer", "extra_buffer_lazy"])
+def test_snapshots_of_states_are_allowed(resolve, conv_dtype, strategy):
+    view = resolve("granite-hybrid", mamba_radix_cache_strategy=strategy)
+    assert view.mamba_radix_cache_strategy == strategy
+    assert not view.disable_overlap_schedule
+
+
+def test_short_convolutions_have_no_snapshots(resolve, conv_dtype):
+    """SGLang's own refusal: when it goes, the table in README.md and states_check.py grow."""
+    with pytest.raises(AssertionError, match="use no_buffer"):
+        resolve("lfm2", mamba_radix_cache_strategy="extra_buffer")

@@ -32,8 +32,8 @@ class Family:
     work_dir: Path
 
 
-def prepare(name: str, work_dir: Path) -> Family:
-    """Build the checkpoint and the adapter where they do not exist yet."""
+def build_checkpoint(name: str, work_dir: Path) -> Path:
+    """Build the tiny checkpoint of a family where it does not exist yet."""
     checkpoint = work_dir / "checkpoints" / name
     # In a process of its own: torch and transformers stay out of this one.
     subprocess.run(
@@ -41,6 +41,12 @@ def prepare(name: str, work_dir: Path) -> Family:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    return checkpoint
+
+
+def prepare(name: str, work_dir: Path) -> Family:
+    """Build the checkpoint and the adapter where they do not exist yet."""
+    checkpoint = build_checkpoint(name, work_dir)
     adapter = build_adapter(checkpoint, work_dir / "adapters" / name)
     return Family(name=name, checkpoint=checkpoint, adapter=adapter, work_dir=work_dir)
 

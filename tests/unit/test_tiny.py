@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_jenga.tiny import FAMILIES, SPECS, build, find_spec
+from sglang_jenga.tiny import (
+    ATTENTION_FAMILIES,
+    FAMILIES,
+    SPECS,
+    STATE_FAMILIES,
+    build,
+    find_spec,
+)
 from sglang_jenga.tiny.specs import BENCH
 from sglang_jenga.tiny.tokenizer import CORPUS, EOS_ID, TURN_END_ID, VOCAB_SIZE
 from sglang_jenga.tiny.weights import initialise
@@ -68,6 +75,15 @@ def digests(directory: Path) -> dict[str, str]:
 def last_logits(model, prompt: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([prompt]), use_cache=False).logits[0, -1].float()
+
+
+def has_attention(module: torch.nn.Module) -> bool:
+    return hasattr(module, "q_proj")
+
+
+def has_state(module: torch.nn.Module) -> bool:
+    """Every recurrent layer begins with a short convolution."""
+    return any(isinstance(child, torch.nn.Conv1d) for child in module.children())
 
 
 def greedy(model, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
@@ -231,6 +247,9 @@ class TestOutputs:
         other[-back - 16 : -back] = prompt[:16]
         assert greedy(model(family), other)[0] != answer(family)[0]
 
+
+class TestKinds:
+    @pytest.mark.parametrize("family", ATTENTION_FAMILIES)
     def test_layers_of_each_kind_decide_the_output(self, family, model, prompt, monkeypatch):
         """Letting one kind attend as the other does changes the logits, so neither is idle."""
         subject = model(family)
@@ -245,3 +264,24 @@ class TestOutputs:
                 patch.setattr(code, one, getattr(code, other))
                 change = (last_logits(subject, prompt) - before).std() / before.std()
             assert change > 0.1, f"{one} answered by {other} changes logits by only {change:.1%}"
+
+    @pytest.mark.parametrize("family", STATE_FAMILIES)
+    def test_states_and_attention_decide_the_output(self, family, model, prompt):
+        """Silencing either kind of layer changes the logits."""
+        subject = model(family)
+        before = last_logits(subject, prompt)
+        for kind in (has_state, has_attention):
+            outputs = [
+                getattr(module, "o_proj", None) or module.out_proj
+                for module in subject.modules()
+                if kind(module)
+            ]
+            assert len(outputs) >= 2, "several layers of each kind"
+            kept = [output.weight.clone() for output in outputs]
+            with torch.no_grad():
+                for output in outputs:
+                    output.weight.zero_()
+                change = (last_logits(subject, prompt) - before).std() / before.std()
+                for output, weight in zip(outputs, kept, strict=True):
+                    output.weight.copy_(weight)
+            assert change > 0.1, f"without {kind.__name__} logits change by only {change:.1%}"

@@ -10,6 +10,21 @@ every cached token.
 """
 
 from sglang_jenga.tiny.build import build
-from sglang_jenga.tiny.specs import FAMILIES, SPECS, TinySpec, find_spec
+from sglang_jenga.tiny.specs import (
+    ATTENTION_FAMILIES,
+    FAMILIES,
+    SPECS,
+    STATE_FAMILIES,
+    TinySpec,
+    find_spec,
+)
 
-__all__ = ["FAMILIES", "SPECS", "TinySpec", "build", "find_spec"]
+__all__ = [
+    "ATTENTION_FAMILIES",
+    "FAMILIES",
+    "SPECS",
+    "STATE_FAMILIES",
+    "TinySpec",
+    "build",
+    "find_spec",
+]

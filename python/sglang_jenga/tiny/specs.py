@@ -22,10 +22,20 @@ from sglang_jenga.tiny.spec import (
     TinySpec,
     layer_types,
 )
-from sglang_jenga.tiny.state_specs import STATE_SPECS
+from sglang_jenga.tiny.state_specs import STATE_FAMILIES, STATE_SPECS
 from sglang_jenga.tiny.tokenizer import VOCAB_SIZE
 
-__all__ = ["BENCH", "DEMO", "FAMILIES", "SPECS", "TEST", "TinySpec", "find_spec"]
+__all__ = [
+    "ATTENTION_FAMILIES",
+    "BENCH",
+    "DEMO",
+    "FAMILIES",
+    "SPECS",
+    "STATE_FAMILIES",
+    "TEST",
+    "TinySpec",
+    "find_spec",
+]
 
 
 def _llama(preset: str, size: Mapping[str, object], layers: int) -> TinySpec:
@@ -263,6 +273,8 @@ _ALL = (
 )
 SPECS: Mapping[tuple[str, str], TinySpec] = {(s.family, s.preset): s for s in _ALL}
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(s.family for s in _ALL))
+ATTENTION_FAMILIES: tuple[str, ...] = tuple(f for f in FAMILIES if f not in STATE_FAMILIES)
+"""Families without a recurrent state."""
 
 
 def find_spec(family: str, preset: str = TEST) -> TinySpec:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random weights of state layers: memory of every length, and an output that depends on it.
 
-A state forgets by ``exp(-A * dt)`` per token. ``DECAY_RATE`` and ``STEP_SIZE`` spread what the heads
-of a layer remember from a few tokens to a few hundred, so a wrong state near or far behind shows.
-The path around the state (``D``) is weak: by default it would carry most of the output.
+A state forgets by ``exp(-A * dt)`` per token. ``DECAY_RATE`` and ``STEP_SIZE`` spread what the
+heads of a layer remember from a few tokens to a few hundred, so a wrong state near or far behind
+shows. The path around the state (``D``) is weak: by default it would carry most of the output.
 """
 
 import math
@@ -22,7 +22,7 @@ def draw_state_parameter(
 
     ``noise``: standard normal, in the shape of the parameter.
     """
-    owner, _, leaf = name.rpartition(".")
+    leaf = name.rpartition(".")[2]
     if leaf == "A_log":
         return _log_uniform(noise, rng, *DECAY_RATE).log()
     if leaf == "dt_bias":  # read through softplus

@@ -3,7 +3,7 @@
 
 A freshly initialised transformer is a bad test subject: its attention is nearly uniform, its
 residual stream is nearly the last token's embedding, and its greedy output is one token for ever,
-whatever the KV cache holds. A wrong page would go unnoticed. Four properties are set instead, each
+whatever the KV cache holds. A wrong page would go unnoticed. Five properties are set instead, each
 by one number below:
 
 * Attention is sharp. Scores (before softmax) have standard deviation ``SCORE_STD``, so a few of
@@ -12,6 +12,8 @@ by one number below:
 * Attention matters. A sharp average of values is smaller than one value; ``ATTENTION_GAIN`` in the
   output projection makes it as large as the residual stream it joins. Every layer of every kind
   counts.
+* States matter. ``STATE_GAIN`` does the same for layers with a recurrent state; how long they
+  remember is set in ``state_weights``.
 * The last token does not win. With tied embeddings the stream's own token would score highest for
   ever; random signs on the final norm decorrelate reading from writing. (An untied head is
   independent anyway.)
@@ -43,19 +45,26 @@ SINK_MEAN = 6.0
 overlook."""
 QUIET_SCALE = 0.05
 
-_PRE_NORM_WEIGHT_OFFSET = {"gemma2": 1.0, "gemma3_text": 1.0}
-"""Families whose norms multiply by ``1 + weight``."""
+_PRE_NORM_WEIGHT_OFFSET = {"gemma2": 1.0, "gemma3_text": 1.0, "qwen3_next": 1.0}
+"""Families whose norms multiply by ``1 + weight``, except for the norm inside a state layer."""
 
+_QUERY_KEY_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 _UNIT_GAIN = (
     "v_proj",
     "gate_proj",
     "up_proj",
     "router",
+    "gate",
+    "shared_expert_gate",
     "per_layer_model_projection",
     "per_layer_input_gate",
     "per_layer_projection",
     "input_linear",
     "in_proj",
+    "in_proj_qkvz",
+    "in_proj_ba",
+    "w1",
+    "w3",
 )
 
 
@@ -98,8 +107,13 @@ class _Plan:
         # With a tied head, logits = final norm x embeddings, so the norm carries the scale and the
         # signs.
         self._tied = tied
-        self._head_std = embedding_std if tied else LOGIT_STD / math.sqrt(self._hidden)
-        logit_scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        logit_scale = (
+            getattr(config, "logit_scale", 1.0)
+            * getattr(config, "lm_head_multiplier", 1.0)
+            / getattr(config, "logits_scaling", 1.0)
+        )
+        head_std = LOGIT_STD / (math.sqrt(self._hidden) * logit_scale)
+        self._head_std = embedding_std if tied else head_std
         self._final_norm = (
             LOGIT_STD / (embedding_std * math.sqrt(self._hidden) * logit_scale) if tied else 1.0
         )
@@ -112,14 +126,14 @@ class _Plan:
         state = draw_state_parameter(name, noise, rng)
         if state is not None:
             return state
-        if module.endswith(("norm", "layernorm", "norm_1", "norm_2")):
+        if module.endswith(("norm", "layernorm", "norm_1", "norm_2", "norm_f")):
             return self._norm(owner, module, noise, rng)
         if leaf == "sinks":
             # SGLang keeps sinks in bfloat16: round here, so that nothing is lost there.
             return (SINK_MEAN + noise).bfloat16().float()
         if leaf.endswith("bias"):
             return NORM_JITTER * noise
-        if module == "embed_tokens":
+        if module in ("embed_tokens", "embeddings"):
             return self._embedding_std * noise
         if module == "embed_tokens_per_layer":  # scaled by the square root of its width when read
             return noise * self._per_layer_width**-0.5
@@ -137,7 +151,9 @@ class _Plan:
         self, owner: str, module: str, noise: torch.Tensor, rng: torch.Generator
     ) -> torch.Tensor:
         scale = 1.0 + NORM_JITTER * noise
-        if module in ("q_norm", "k_norm"):
+        if owner.endswith("linear_attn.norm"):
+            return scale
+        if module in _QUERY_KEY_NORMS:
             scale *= self._query_key_scale(owner.rpartition(".")[0])
         elif module == "post_per_layer_input_norm":
             scale *= 0.5  # a token-only input: keep it from outweighing what attention brings
@@ -150,19 +166,25 @@ class _Plan:
     def _query_key_scale(self, attention: str) -> float:
         """How large Q and K must each be for scores of standard deviation ``SCORE_STD``."""
         module = self._attention[attention]
-        return math.sqrt(SCORE_STD / (module.scaling * math.sqrt(module.head_dim)))
+        scaling = module.scaling * getattr(module, "key_multiplier", 1.0)
+        return math.sqrt(SCORE_STD / (scaling * math.sqrt(module.head_dim)))
 
     def _gain(self, projection: str, owner: str = "") -> float:
         if projection in ("q_proj", "k_proj"):
             attention = owner.rpartition(".")[0]
-            normalised = hasattr(self._attention[attention], f"{projection[0]}_norm")
+            normalised = any(
+                hasattr(self._attention[attention], norm)
+                for norm in _QUERY_KEY_NORMS
+                if norm[0] == projection[0]
+            )
             return 1.0 if normalised else self._query_key_scale(attention)
         if projection == "o_proj":
             return ATTENTION_GAIN / self._residual
-        if projection in ("down_proj", "output_linear"):
-            return MLP_GAIN / self._residual
         if projection == "out_proj":
-            return STATE_GAIN / self._residual
+            attends = owner.rpartition(".")[0] in self._attention
+            return (ATTENTION_GAIN if attends else STATE_GAIN) / self._residual
+        if projection in ("down_proj", "output_linear", "w2"):
+            return MLP_GAIN / self._residual
         if projection in (*_UNIT_GAIN, "gate_up_proj"):
             return 1.0
         raise ValueError(f"no gain is known for the projection {projection!r} of {owner!r}; add it")

@@ -4,9 +4,12 @@
 | module | what it holds |
 | --- | --- |
 | `platform` | the platform class which SGLang asks about the device |
-| `patches` | the table of SGLang functions that need a GPU, their replacements and the checks |
+| `patches` | the table of SGLang functions that need a GPU, and its checks |
+| `serving_patches`, `state_patches` | its rows: for any model, and for models with a state |
+| `patch` | what a row says |
 | `model_patches` | the table of model modules that rely on a GPU kernel's side effect |
 | `ops` | the replacements, in torch |
+| `conv_ops`, `ssm_ops`, `gdn_ops` | operators of state layers: convolution, Mamba2, delta rule |
 | `resolution` | server arguments: what this device needs, and what it must refuse |
 | `plugin` | the entry point that installs the tables |
 """

@@ -76,7 +76,8 @@ def causal_conv1d_update(
     """One decode step of every request: `x` is `[batch, channels]` or `[batch, channels, tokens]`.
 
     Row i continues from the state in slot `conv_state_indices[i]`, which then holds the new one.
-    Returns a new tensor like `x`. Raises NotImplementedError for a ring buffer or a draft to verify.
+    Returns a new tensor like `x`. Raises NotImplementedError for a ring buffer of states and for a
+    draft to verify.
     """
     unsupported = (
         cache_seqlens,

@@ -27,6 +27,11 @@ def pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
     return tensor
 
 
+def get_device_module(original: Callable[..., Any], device: Any = None) -> Any:
+    """torch's module for a device; without one, `torch.cpu` even in a CUDA build of torch."""
+    return original("cpu" if device is None else device)
+
+
 class _Pageable(TorchFunctionMode):
     """Inside it, tensors are built in pageable memory whatever `pin_memory` says.
 

@@ -71,7 +71,7 @@ def mamba_chunk_scan_combined(
     log_decay = step * A.float()
     inputs = x[0].float() * step[..., None]
     keys, queries = (t[0].float().repeat_interleave(heads // groups, dim=1) for t in (B, C))
-    skip = 0.0 if D is None else D.float().view(heads, -1) * x[0].float()
+    skipped = x[0].float() * (0.0 if D is None else D.float().view(heads, -1))
 
     bounds = cu_seqlens.tolist()
     grid = range(0, tokens, chunk_size)
@@ -92,7 +92,7 @@ def mamba_chunk_scan_combined(
             kept[request, begin] = state
             part = slice(begin, stop)
             y, state = _chunk(state, inputs[part], log_decay[part], keys[part], queries[part])
-            out[0, part] = (y if D is None else y + skip[part]).to(out.dtype)
+            out[0, part] = (y + skipped[part]).to(out.dtype)
         kept[request, end] = state
         final[request] = state
 
@@ -124,16 +124,25 @@ def _chunk(
     sees token s <= t through the decays of the tokens behind s, and the old state through all of
     its own: causal attention with decay instead of softmax.
     """
-    decay_to = log_decay.cumsum(0).T  # [heads, tokens], from before the chunk to after the token
-    between = decay_to[:, :, None] - decay_to[:, None, :]
-    future = torch.ones(between.shape[1:], dtype=torch.bool).triu(1)
-    scores = torch.einsum("thn,shn->hts", queries, keys)
-    scores = scores * between.masked_fill(future, float("-inf")).exp()
+    decay_to, between = decay_between(log_decay)
+    scores = torch.einsum("thn,shn->hts", queries, keys) * between
     from_state = torch.einsum("thn,hpn->thp", queries, state) * decay_to.T.exp()[..., None]
     y = torch.einsum("hts,shp->thp", scores, inputs) + from_state
     decay_behind = (decay_to[:, -1:] - decay_to).T.exp()
     added = torch.einsum("shp,shn->hpn", inputs * decay_behind[..., None], keys)
     return y, state * decay_to[:, -1].exp()[:, None, None] + added
+
+
+def decay_between(log_decay: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is left, at each token of a chunk, of the state before it and of what each token added.
+
+    `log_decay` is `[tokens, heads]`. Returns the logarithm of the former, `[heads, tokens]`, and
+    the latter `[heads, at, of]`, zero for tokens that are still to come.
+    """
+    decay_to = log_decay.cumsum(0).T
+    between = decay_to[:, :, None] - decay_to[:, None, :]
+    future = torch.ones(between.shape[1:], dtype=torch.bool).triu(1)
+    return decay_to, between.masked_fill(future, float("-inf")).exp()
 
 
 def selective_state_update(
@@ -196,8 +205,8 @@ def track_mamba_states_if_needed(
 ) -> None:
     """Copy the states of the rows in the mask to their snapshot slots, in one layer.
 
-    The pools are `[slots, ...]`; the rest is one entry per request. A negative slot, on either side,
-    was freed: nothing is copied.
+    The pools are `[slots, ...]`; the rest is one entry per request. A negative slot, on either
+    side, was freed: nothing is copied.
     """
     track_mamba_states_all_layers(
         conv_states[None],
