@@ -196,8 +196,8 @@ class ArenaTreeCore(UnifiedTreeCore):
         The one whose last use is longest ago, except that the window of an inner node outlives
         older leaves while it is cheap: losing it makes every full slot before it unreachable for
         prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
-        With ``keep_windows`` it does not go even when no leaf is left. Spare pieces go first. States
-        have no such privilege: one costs as much as hundreds of tokens (benchmark/capacity).
+        With ``keep_windows`` it does not go even when no leaf is left. Spare pieces go first.
+        States have no such privilege: one costs hundreds of tokens (benchmark/capacity).
         """
         leaf = self.oldest_leaf()
         pieces = [p for kind in self._piece_kinds if (p := self.oldest_piece(kind)) is not None]
