@@ -18,7 +18,7 @@ from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.plan import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import HOOKS  # noqa: E402
-from sglang_jenga.sglang_ext.refusals import REFUSALS  # noqa: E402
+from sglang_jenga.sglang_ext.refusal_table import REFUSALS  # noqa: E402
 
 _BLOCK = re.compile(r"(<!-- table ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ARENA_BYTES = 40 * 2**30

@@ -18,16 +18,14 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.sglang_ext import plugin
-from sglang_jenga.sglang_ext.refusals import (
+from sglang_jenga.sglang_ext.refusal_table import (
     ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
     REFUSALS,
     UNTRANSLATED_BACKEND,
     Refusal,
-    check_backends,
-    check_early,
-    check_resolved,
 )
+from sglang_jenga.sglang_ext.refusals import check_backends, check_early, check_resolved
 
 ROWS = pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.flag)
 

@@ -38,6 +38,7 @@ from typing import Final
 
 import numpy as np
 
+from sglang_jenga.core.audit import audit_small_pages
 from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.core.geometry import ArenaPlan
 from sglang_jenga.core.large_pages import IntArray, LargePages
@@ -305,4 +306,4 @@ class ArenaAllocator:
 
     def audit(self) -> list[str]:
         """Violations of the module's invariants, recomputed from scratch; empty when healthy."""
-        return self.large.audit() + [line for k in self._kinds for line in k.audit()]
+        return self.large.audit() + [line for k in self._kinds for line in audit_small_pages(k)]

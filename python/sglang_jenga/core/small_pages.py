@@ -8,7 +8,7 @@ out). The free ones inside large pages that the kind owns are its *holes*.
 Where pages come from is decided by :mod:`sglang_jenga.core.allocator`, which sees every kind. Its
 word for the whole demand is ``roomy``: free large pages suffice even if no hole is used.
 
-Invariants, recomputed by :meth:`SmallPages.audit`:
+Invariants, recomputed by :func:`sglang_jenga.core.audit.audit_small_pages`:
 
 * the state array counts exactly ``used`` and ``reserved`` pages, all in owned large pages
 * an owned large page holds at least one used or reserved page
@@ -101,10 +101,10 @@ class SmallPages:
     def unused(self) -> IntArray:
         """Ids of its holes and of all small pages in free large pages, ascending; for debugging."""
         reachable = self.large.reachable_by(self.index)[:, None]
-        return np.flatnonzero((self._state_of_large == FREE) & reachable)
+        return np.flatnonzero((self.state_of_large == FREE) & reachable)
 
     @property
-    def _state_of_large(self) -> npt.NDArray[np.uint8]:
+    def state_of_large(self) -> npt.NDArray[np.uint8]:
         return self.state.reshape(-1, self.pages_per_large)
 
     def open_pages(self, row: int) -> int:
@@ -202,7 +202,7 @@ class SmallPages:
             large = self.large.take(self.index, len(rows))
             first = large * n
             if n > 1:  # else nothing but the page that step() hands out
-                self._state_of_large[large] = RESERVED
+                self.state_of_large[large] = RESERVED
             self.num_taken[large] = n
             self.used += len(rows)
             self.reserved += len(rows) * (n - 1)
@@ -253,7 +253,7 @@ class SmallPages:
                 pages.append(page)
                 found += free
         large = np.array(pages, dtype=np.int64)
-        at = np.flatnonzero(self._state_of_large[large] == FREE)[: count + self.run]
+        at = np.flatnonzero(self.state_of_large[large] == FREE)[: count + self.run]
         return self._hand_out(large[at // n] * n + at % n, count, max(0, found - count), heir)
 
     def _hand_out(self, ids: IntArray, count: int, spare: int, heir: int | None) -> IntArray:
@@ -372,44 +372,6 @@ class SmallPages:
         holes = self.pages_per_large - self.num_taken[pages]
         self.partial = [(h, p) for h, p in zip(holes.tolist(), pages.tolist(), strict=True) if h]
         heapq.heapify(self.partial)
-
-    # ---- proof -----------------------------------------------------------------------------
-
-    def audit(self) -> list[str]:
-        """Violations of the module's invariants, recomputed from scratch; empty when healthy."""
-        n = self.pages_per_large
-        used = int((self.state == USED).sum())
-        reserved = int((self.state == RESERVED).sum())
-        owned = self.large.pages_of(self.index)
-        taken = (self._state_of_large != FREE).sum(axis=1)
-        elsewhere = int(taken.sum() - taken[owned].sum())
-        empty = owned[taken[owned] == 0].tolist()
-        rows = np.flatnonzero(self.cursor != self.limit)
-        crossing = rows[self.cursor[rows] // n != (self.limit[rows] - 1) // n].tolist()
-        runs = [np.arange(self.cursor[row], self.limit[row]) for row in rows]
-        tails = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *runs]))
-        listed = set(self.partial)
-        holed = [page for page in owned.tolist() if taken[page] < n]
-        lost = [page for page in holed if (n - int(taken[page]), page) not in listed]
-        checks = (
-            (
-                (used, reserved) != (self.used, self.reserved),
-                f"marked: {used} used, {reserved} reserved; recorded: {self.used}, {self.reserved}",
-            ),
-            (elsewhere, f"{elsewhere} small pages taken outside its large pages"),
-            (empty, f"owns empty large pages {empty[:4]}"),
-            (
-                not np.array_equal(taken, self.num_taken),
-                "counts per large page disagree with the states of its small pages",
-            ),
-            (
-                not np.array_equal(tails, np.flatnonzero(self.state == RESERVED)),
-                f"open runs hold {len(tails)} small pages, other than the {reserved} reserved ones",
-            ),
-            (crossing, f"open runs of rows {crossing[:4]} leave their large page"),
-            (lost, f"large pages {lost[:4]} have holes that are not listed"),
-        )
-        return [f"{self.name}: {line}" for broken, line in checks if broken]
 
 
 def _join(parts: list[IntArray]) -> IntArray:

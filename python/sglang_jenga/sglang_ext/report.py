@@ -16,9 +16,9 @@ SCHEMA = 1
 
 def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
     """The arena by kind, as JSON-ready data. Sizes in bytes, slots of each kind's own size."""
-    page = arena.page_size
     kinds = []
     for index, (kind, census) in enumerate(zip(arena.plan.kinds, arena.core.census(), strict=True)):
+        page = kind.slots_per_small_page
         cached = tree_cache.evictable_slots(index)
         used = census.used_small_pages * page
         kinds.append(

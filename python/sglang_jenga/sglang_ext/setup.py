@@ -95,11 +95,14 @@ def classify(runner: Any) -> None:
             "kind here yet. Drop --radix-cache-backend to serve it with SGLang's own pools."
         )
     recurrent = mambaish_config(config)
-    kinds = read_model_kinds(
-        runner.model,
-        config.attention_chunk_size,
-        None if recurrent is None else StateLayers.of(recurrent.mamba2_cache_params),
-    )
+    states = None if recurrent is None else StateLayers.of(recurrent.mamba2_cache_params)
+    if states is not None and states.temporal_shape is None and _is_cuda(runner.device):
+        raise ConfigError(
+            "--radix-cache-backend jenga does not support this model on a GPU: its short "
+            f"convolutions ({type(recurrent).__name__}) run on a CUDA kernel that ignores the "
+            "strides of a state. Drop --radix-cache-backend to serve it with SGLang's own pools."
+        )
+    kinds = read_model_kinds(runner.model, config.attention_chunk_size, states)
     check_backends(
         attention_backends(), has_windows=bool(kinds.window), is_chunked=kinds.is_chunked
     )
@@ -115,6 +118,10 @@ def classify(runner: Any) -> None:
     config.full_attention_layer_ids = _ids(kinds.full) if hybrid else None
     if hybrid:
         runner.sliding_window_size = kinds.span_tokens
+
+
+def _is_cuda(device: Any) -> bool:
+    return str(device).startswith("cuda")
 
 
 def _ids(layers: tuple[Any, ...]) -> list[int]:
@@ -266,6 +273,7 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     """The arena's ``_InitializedPools``."""
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
     from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
+    from sglang.srt.runtime_context import get_context
 
     setup = setup_of(kvc.model_config)
     plan, demand = setup.plan, setup.demand
@@ -287,6 +295,10 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
         buffer, setup.kinds, req_pool, demand, dtype=kvc.kv_cache_dtype, device=kvc.device
     )
     decode.install(str(kvc.device).split(":")[0])
+    if setup.kinds.states is not None and _is_cuda(kvc.device):
+        # The name of SGLang's own strided layout. Its kernels choose those that follow strides by
+        # it; set earlier, it would have chosen other pools.
+        get_context().override("jenga.arena", enable_page_major_kv_layout=True)
     return _InitializedPools(
         req_to_token_pool=req_pool,
         token_to_kv_pool=allocator.get_kvcache(),
@@ -344,9 +356,9 @@ def build_allocator(
 
     ``device``: where the tables lie that kernels read.
     """
-    from sglang_jenga.sglang_ext.allocator import StateArenaAllocator, UniformArenaAllocator
     from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
     from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool, state_model_pool
+    from sglang_jenga.sglang_ext.uniform import StateArenaAllocator, UniformArenaAllocator
 
     plan = buffer.plan
     if kinds.window:
