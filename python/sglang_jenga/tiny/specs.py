@@ -10,6 +10,7 @@ of two, so that code which confuses one constant with another fails somewhere.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sglang_jenga.tiny.jamba_spec import JAMBA
 from sglang_jenga.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
 TEST, DEMO, BENCH = "test", "demo", "bench"
@@ -318,6 +319,7 @@ _ALL = (
     _cohere2(),
     _olmo3(),
     _exaone4(),
+    TinySpec(family="jamba", preset=TEST, model_type="jamba", config={**COMMON, **JAMBA}),
 )
 SPECS: Mapping[tuple[str, str], TinySpec] = {(s.family, s.preset): s for s in _ALL}
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(s.family for s in _ALL))

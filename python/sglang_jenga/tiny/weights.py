@@ -30,6 +30,8 @@ import math
 import torch
 from torch import nn
 
+from sglang_jenga.tiny import jamba_spec
+
 SCORE_STD = 2.2
 ATTENTION_GAIN = 2.0
 MLP_GAIN = 2.0
@@ -88,6 +90,8 @@ class _Plan:
         self._embedding_std = embedding_std
         self._norm_offset = _PRE_NORM_WEIGHT_OFFSET.get(config.model_type, 0.0)
         self._attention = {n: m for n, m in model.named_modules() if hasattr(m, "q_proj")}
+        # [experts, in, out], or Jamba's [experts, out, in]
+        self._experts_in_dim = 2 if config.model_type == "jamba" else 1
         tied = config.tie_word_embeddings
         # With a tied head, logits = final norm x embeddings, so the norm carries the scale and the
         # signs.
@@ -101,6 +105,8 @@ class _Plan:
     def draw(self, name: str, like: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """A new value for the parameter ``name``, float32, of the shape of ``like``."""
         noise = torch.randn(like.shape, generator=rng)
+        if ".mamba." in name:
+            return jamba_spec.draw(name, noise)
         owner, _, leaf = name.rpartition(".")
         module = owner.rpartition(".")[2]
         if module.endswith(("norm", "layernorm", "norm_1", "norm_2")):
@@ -116,8 +122,8 @@ class _Plan:
             return noise * self._per_layer_width**-0.5
         if module == "lm_head":
             return self._head_std * noise
-        if module == "experts":  # [experts, in, out]
-            return self._gain(leaf) * noise * like.shape[1] ** -0.5
+        if module == "experts":
+            return self._gain(leaf) * noise * like.shape[self._experts_in_dim] ** -0.5
         if like.dim() == 2:  # [out, in]
             return self._gain(module, owner) * noise * like.shape[1] ** -0.5
         raise ValueError(f"no rule initialises {name!r} of shape {tuple(like.shape)}; add one")

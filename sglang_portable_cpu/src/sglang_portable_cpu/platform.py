@@ -37,6 +37,10 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
         return torch.profiler.ProfilerActivity.CPU
 
+    def support_mamba_cache_extra_buffer(self) -> bool:
+        # Snapshots of recurrent states are copies by slot index, which `ssm_ops` makes in torch.
+        return True
+
     def init_backend(self) -> None:
         # SGLang decorates small functions with torch.compile for the GPU's sake. Here a compile
         # needs a C++ compiler, which a plain machine may lack, and outlasts the calls it serves.
