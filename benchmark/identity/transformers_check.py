@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def _compare(family: Family) -> dict[str, Any]:
     reference = reference_of(family, "plain", ["uncached", "abort_decode"])
     requests = prompts.MIXED + prompts.TALKATIVE[:2]
     answers = [reference.get(request.key) for request in requests]
-    expected = _transformers_answers(family.checkpoint, requests)
+    expected = transformers_answers(family.checkpoint, requests)
     equal = [want.tokens == have.tokens for want, have in zip(expected, answers, strict=True)]
     difference = max(
         largest_difference(want.logprobs, have.logprobs)
@@ -73,7 +74,8 @@ def _compare(family: Family) -> dict[str, Any]:
     }
 
 
-def _transformers_answers(checkpoint: Path, requests: tuple[Request, ...]) -> list[Answer]:
+def transformers_answers(checkpoint: Path, requests: Sequence[Request]) -> list[Answer]:
+    """Greedy answers of transformers' own implementation, in float32, one request at a time."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -50,8 +50,8 @@ class JambaConfig(TransformersJambaConfig):
     def mamba2_cache_params(self) -> "Mamba2CacheParams":
         """Shapes and dtypes of one slot, on this rank; the name is SGLang's for all recurrences.
 
-        Convolution state [channels, width - 1], SSM state [channels, 1, state_size] (the layout that
-        SGLang has for Mamba-1).
+        Convolution state [channels, width - 1], SSM state [channels, 1, state_size] (SGLang's
+        layout for Mamba-1).
         """
         from sglang.srt.configs.mamba_utils import Mamba2CacheParams, Mamba2StateShape
         from sglang.srt.runtime_context import get_parallel
@@ -78,7 +78,6 @@ class JambaConfig(TransformersJambaConfig):
         if envs.SGLANG_MAMBA_CONV_DTYPE.is_set() or not isinstance(self.dtype, torch.dtype):
             return chosen
         return Mamba2StateDType(conv=self.dtype, temporal=chosen.temporal)
-
 
 
 def register_jamba() -> None:

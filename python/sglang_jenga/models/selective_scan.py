@@ -2,9 +2,9 @@
 """The two recurrences of a Mamba-1 layer in plain torch: a short convolution and a selective scan.
 
 Both go through the tokens one state after the other, in float32. That is slow beside a fused kernel
-and has one virtue: where a prompt is cut into chunks changes nothing, since a state is a function of
-the tokens before it and not of the grid that they were computed on. The same code runs on a CPU and
-on CUDA (one small kernel for each token there).
+and has one virtue: where a prompt is cut into chunks changes nothing but rounding, since each step
+is the same whatever the grid. The same code runs on a CPU and on CUDA (one small kernel for each
+token there).
 
 As computed by transformers' ``modeling_jamba``; nothing here knows of slots or of SGLang.
 """
@@ -57,8 +57,8 @@ def scan_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token of each of ``n`` sequences: outputs [n, channels] and new states.
 
-    ``state`` is [n, channels, state_size]; ``x`` and ``dt`` (after softplus) are [n, channels]; ``A``
-    is [channels, state_size], negative; ``B`` and ``C`` are [n, state_size]. All float32.
+    ``state`` is [n, channels, state_size]; ``x`` and ``dt`` (after softplus) are [n, channels];
+    ``A`` is [channels, state_size], negative; ``B`` and ``C`` are [n, state_size]. All float32.
     """
     decay, inflow = _discretise(x, dt, A, B)
     state = torch.addcmul(inflow, decay, state)
