@@ -27,13 +27,14 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import get_attn_backend
-from sglang.srt.model_loader.weight_utils import default_weight_loader, sharded_weight_loader
+from sglang.srt.model_loader.weight_utils import sharded_weight_loader
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix, set_weight_attrs
 from torch import nn
 from torch.nn import functional
 
 from sglang_jenga.models.jamba_config import JambaConfig
+from sglang_jenga.models.jamba_weights import load_completely
 
 
 class JambaConv(nn.Module):
@@ -326,61 +327,9 @@ class JambaForCausalLM(nn.Module):
         return self.model.embed_tokens
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint and return the names of its tensors.
-
-        Raises ``ValueError`` for a tensor that has no place in the model, and for a place that
-        stays empty: a model with either would answer, wrongly.
-        """
-        places = checkpoint_places(self)
-        filled = set()
-        for name, tensor in weights:
-            if name == "lm_head.weight" and self.config.tie_word_embeddings:
-                continue
-            if name not in places:
-                raise ValueError(f"the checkpoint's {name!r} has no place in {type(self).__name__}")
-            param, shard = places[name]
-            load = getattr(param, "weight_loader", default_weight_loader)
-            load(param, tensor, **shard)
-            filled.add(name)
-        missing = sorted(places.keys() - filled)
-        if missing:
-            raise ValueError(
-                f"the checkpoint lacks {len(missing)} of {len(places)} tensors of "
-                f"{type(self).__name__}, the first is {missing[0]!r}"
-            )
-        return filled
-
-
-def checkpoint_places(
-    model: JambaForCausalLM,
-) -> dict[str, tuple[nn.Parameter, dict[str, object]]]:
-    """For each tensor that a checkpoint must have: its parameter and what the loader is told.
-
-    SGLang fuses Q, K and V, gate and up projections, and the experts of a layer.
-    """
-    places: dict[str, tuple[nn.Parameter, dict[str, object]]] = {}
-    for name, param in model.named_parameters():
-        if ".qkv_proj." in name:
-            for part in "qkv":
-                source = name.replace("qkv_proj", f"{part}_proj")
-                places[source] = (param, {"loaded_shard_id": part})
-        elif ".gate_up_proj." in name:
-            for shard, part in enumerate(("gate_proj", "up_proj")):
-                places[name.replace("gate_up_proj", part)] = (param, {"loaded_shard_id": shard})
-        elif ".experts.w13_" in name or ".experts.w2_" in name:
-            fused, shards = (
-                ("w2_", {"w2": "down_proj"})
-                if ".experts.w2_" in name
-                else ("w13_", {"w1": "gate_proj", "w3": "up_proj"})
-            )
-            for expert in range(model.config.num_experts):
-                for shard, part in shards.items():
-                    source = name.replace(f".experts.{fused}", f".experts.{expert}.{part}.")
-                    told = {"weight_name": name, "shard_id": shard, "expert_id": expert}
-                    places[source] = (param, told)
-        else:
-            places[name] = (param, {})
-    return places
+        """Load a checkpoint, completely, and return the names of its tensors (``ValueError``
+        otherwise)."""
+        return load_completely(self, weights, self.config)
 
 
 def _sharded(tensor: torch.Tensor) -> nn.Parameter:
