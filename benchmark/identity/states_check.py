@@ -4,8 +4,9 @@
     python benchmark/identity/states_check.py [--family F ...] [--strategy S ...]
 
 One stock server per family and strategy, SGLang's strict checks on. It is asked three times: with
-nothing cached, the same again side by side, and each prompt and answer with more text behind, so
-that states left by a prefill and by a decode are resumed. Rows go to results/states.jsonl.
+nothing cached but what prompts share, the same again side by side, and each prompt and answer with
+more text behind, so that states left by a prefill and by a decode are resumed. Rows go to
+results/states.jsonl.
 """
 
 from __future__ import annotations
