@@ -49,6 +49,12 @@ _FLAGS = (
 )
 _ONLY_THE_PLATFORM = {"SGLANG_PLUGINS": "portable_cpu", "SGLANG_JENGA_REFERENCE_ATTENTION": "0"}
 
+#: SGLang lacks Jamba: the plugin brings its configuration, its model file is named here.
+_WITH_THE_MODEL_FILE = {
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models",
+    "SGLANG_JENGA_REFERENCE_ATTENTION": "0",
+}
+
 REQUESTS = (*prompts.MIXED[::2], *prompts.TALKATIVE[:2], *prompts.BRANCHES)
 #: Whose answers are continued: prompts on both sides of a state's chunk, and long answers.
 CONTINUED = (*REQUESTS[4:16:3], *prompts.TALKATIVE[:2])
@@ -99,7 +105,7 @@ def _row(
         model_path=checkpoint,
         jenga=False,
         flags=(*_FLAGS, "--mamba-radix-cache-strategy", strategy, *STRATEGIES[strategy]),
-        env=_ONLY_THE_PLATFORM,
+        env=_WITH_THE_MODEL_FILE if family == "jamba" else _ONLY_THE_PLATFORM,
     )
     row: dict[str, Any] = {
         "family": family,

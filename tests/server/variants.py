@@ -176,8 +176,11 @@ def _env(reference: str) -> dict[str, str]:
     return {}
 
 
-#: SGLang lacks Ministral's architecture: its stock server gets the model file, and only that.
-_MODEL_FILES = {"ministral": {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models"}}
+#: SGLang lacks these architectures: their stock servers get the model file, and only that.
+_MODEL_FILES = {
+    family: {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models"}
+    for family in ("ministral", "jamba")
+}
 
 
 def stock_spec(reference: str, family: str, checkpoint: Path, adapter_path: Path) -> ServerSpec:

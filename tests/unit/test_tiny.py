@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny checkpoints are reproducible, load like real ones, and notice a wrong KV page."""
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -97,6 +98,21 @@ def greedy(model, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
     )
     best = torch.cat(out.scores).float().topk(2).values
     return out.sequences[0, len(prompt) :].tolist(), best[:, 0] - best[:, 1]
+
+
+@contextlib.contextmanager
+def silenced(model, kind: type) -> Iterator[None]:
+    """Layers of one kind add nothing to the residual stream."""
+
+    def nothing(module, inputs, output):
+        return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
+
+    hooks = [m.register_forward_hook(nothing) for m in model.modules() if isinstance(m, kind)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -257,6 +273,15 @@ class TestKinds:
         local = next((m for m in LOCAL_MASKS if hasattr(code, m)), None)
         if family == "llama":
             assert local is None, "the control has one kind of layer"
+            return
+        if family == "jamba":
+            from transformers.models.jamba.modeling_jamba import JambaAttention, JambaMambaMixer
+
+            before = last_logits(subject, prompt)
+            for kind in (JambaMambaMixer, JambaAttention):
+                with silenced(subject, kind):
+                    change = (last_logits(subject, prompt) - before).std() / before.std()
+                assert change > 0.1, f"without its {kind.__name__} logits change by {change:.1%}"
             return
         before = last_logits(subject, prompt)
         for one, other in ((local, FULL_MASK), (FULL_MASK, local)):

@@ -2,7 +2,9 @@
 """Entry point of group ``sglang.srt.plugins``: attach to SGLang, do nothing until asked.
 
 Runs in every SGLang process. Nothing here changes a server that was started without
-``--radix-cache-backend jenga``: every wrapper falls through to the original.
+``--radix-cache-backend jenga``: every wrapper falls through to the original. (Jamba's states are
+registered everywhere, so that SGLang's own pools can serve it with this package's model file;
+SGLang alone cannot.)
 """
 
 from __future__ import annotations
@@ -37,14 +39,18 @@ def is_active() -> bool:
 
 
 def load() -> None:
-    """Register hooks, the radix backend and the reference attention backend. Idempotent."""
+    """Register hooks, the radix backend, the reference attention backend and what SGLang must know
+    of models that it lacks. Idempotent."""
     global _loaded
     if _loaded:
         return
     _loaded = True
+    from sglang_jenga.models.jamba_config import register_jamba
+
     hooks.register(_wrappers())
     _register_backends()
     _register_resolution_steps()
+    register_jamba()
 
 
 def _register_backends() -> None:

@@ -5,6 +5,7 @@ A state layer keeps a fixed number of bytes per request instead of some per toke
 (32 tokens instead of 256), so that a prompt of a test crosses several.
 """
 
+from sglang_jenga.tiny.jamba_spec import JAMBA
 from sglang_jenga.tiny.spec import COMMON, FULL, SMALL, SMALL_SQUARE, TEST, TinySpec, layer_types
 
 CHUNK_TOKENS = 32
@@ -137,6 +138,7 @@ STATE_SPECS: tuple[TinySpec, ...] = (
     _nemotron_h(),
     _qwen3_next(),
     _lfm2(),
+    TinySpec(family="jamba", preset=TEST, model_type="jamba", config={**COMMON, **JAMBA}),
 )
 STATE_FAMILIES: tuple[str, ...] = tuple(spec.family for spec in STATE_SPECS)
 """Families that have layers with a recurrent state."""

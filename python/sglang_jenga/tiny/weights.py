@@ -32,6 +32,7 @@ import math
 import torch
 from torch import nn
 
+from sglang_jenga.tiny import jamba_spec
 from sglang_jenga.tiny.state_weights import draw_state_parameter
 
 SCORE_STD = 2.2
@@ -103,6 +104,7 @@ class _Plan:
         self._residual = getattr(config, "residual_multiplier", 1.0)
         self._norm_offset = _PRE_NORM_WEIGHT_OFFSET.get(config.model_type, 0.0)
         self._attention = {n: m for n, m in model.named_modules() if hasattr(m, "q_proj")}
+        self._is_jamba = config.model_type == "jamba"
         tied = config.tie_word_embeddings
         # With a tied head, logits = final norm x embeddings, so the norm carries the scale and the
         # signs.
@@ -121,6 +123,8 @@ class _Plan:
     def draw(self, name: str, like: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """A new value for the parameter ``name``, float32, of the shape of ``like``."""
         noise = torch.randn(like.shape, generator=rng)
+        if self._is_jamba and ".mamba." in name:
+            return jamba_spec.draw(name, noise)
         owner, _, leaf = name.rpartition(".")
         module = owner.rpartition(".")[2]
         state = draw_state_parameter(name, noise, rng)
