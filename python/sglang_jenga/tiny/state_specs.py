@@ -91,7 +91,13 @@ def _nemotron_h() -> TinySpec:
         "n_groups": 2,
         "chunk_size": CHUNK_TOKENS,
     }
-    return TinySpec(family="nemotron_h", preset=TEST, model_type="nemotron_h", config=config)
+    return TinySpec(
+        family="nemotron_h",
+        preset=TEST,
+        model_type="nemotron_h",
+        config=config,
+        rewritten={"layers_block_type": None, "hybrid_override_pattern": pattern},
+    )
 
 
 def _qwen3_next() -> TinySpec:
