@@ -90,6 +90,8 @@ def _nemotron_h() -> TinySpec:
         "ssm_state_size": 16,
         "n_groups": groups,
         "chunk_size": CHUNK_TOKENS,
+        # transformers keeps step sizes above this, and in prefill only; SGLang does not.
+        "time_step_min": 1e-6,
     }
     return TinySpec(
         family="nemotron_h",
