@@ -154,4 +154,8 @@ def _adapt_config(spec: TinySpec, path: Path) -> None:
                 "that; drop legacy_rope from its spec"
             )
         settings["rope_theta"] = thetas.pop()
+    for key, value in spec.rewritten.items():
+        settings.pop(key, None)
+        if value is not None:
+            settings[key] = value
     _write_json(path, settings)

@@ -2,7 +2,7 @@
 """What describes one tiny checkpoint, and the sizes that many families share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sglang_jenga.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
@@ -26,6 +26,8 @@ class TinySpec:
         legacy_rope: write ``rope_theta`` as the published checkpoints of the family do, instead of
             transformers 5's nested ``rope_parameters``, where SGLang has its own configuration
             class that reads only the former (OLMo-3).
+        rewritten: keys of ``config.json`` with the value to write, or None to leave the key out,
+            where SGLang reads the published form of a setting and not transformers 5's.
         embedding_std: standard deviation of one embedding element; ``hidden_size ** -0.5`` for
             families that multiply embeddings by ``sqrt(hidden_size)``, so that the residual stream
             starts at 1.
@@ -37,6 +39,7 @@ class TinySpec:
     config: Mapping[str, object]
     architecture: str | None = None
     legacy_rope: bool = False
+    rewritten: Mapping[str, object] = field(default_factory=dict)
     embedding_std: float = 1.0
 
 

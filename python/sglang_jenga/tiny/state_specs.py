@@ -80,7 +80,7 @@ def _falcon_h1() -> TinySpec:
 def _nemotron_h() -> TinySpec:
     """Nemotron-H: a layer is one of Mamba2, MLP (squared ReLU, no gate) and attention without RoPE;
     an attention layer stands where an MLP would. Two groups, each normalised on its own."""
-    pattern = "M-M*-M-M*-M-"
+    pattern, groups = "M-M*-M-M*-M-", 2
     config = {
         **COMMON,
         **SMALL,
@@ -89,10 +89,23 @@ def _nemotron_h() -> TinySpec:
         "mamba_num_heads": 4,
         "mamba_head_dim": 64,
         "ssm_state_size": 16,
-        "n_groups": 2,
+        "n_groups": groups,
         "chunk_size": CHUNK_TOKENS,
+        # transformers keeps step sizes above this, and in prefill only; SGLang does not.
+        "time_step_min": 1e-6,
     }
-    return TinySpec(family="nemotron_h", preset=TEST, model_type="nemotron_h", config=config)
+    return TinySpec(
+        family="nemotron_h",
+        preset=TEST,
+        model_type="nemotron_h",
+        config=config,
+        # SGLang's Mamba2 layer takes its groups from one name, its state pool from the other.
+        rewritten={
+            "layers_block_type": None,
+            "hybrid_override_pattern": pattern,
+            "mamba_n_groups": groups,
+        },
+    )
 
 
 def _qwen3_next() -> TinySpec:
