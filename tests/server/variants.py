@@ -125,17 +125,28 @@ VARIANTS: tuple[Variant, ...] = (
 )  # fmt: skip
 
 #: Families with recurrent states: the grid of their prefill snapshots, which is the kernel's chunk.
-STATE_GRID_TOKENS: Mapping[str, int] = {"granite_hybrid": 32}
+STATE_GRID_TOKENS: Mapping[str, int] = {
+    "granite_hybrid": 32,
+    "falcon_h1": 32,
+    "nemotron_h": 64,
+    "qwen3_next": 64,
+    "lfm2": ENDS_ONLY,
+    "jamba": 64,
+}
 #: States that SGLang's own pool holds, whose bytes the arena takes too.
 ROOMY_STATES, TIGHT_STATES = 64, 7
 
 
 def variants_of(family: str) -> tuple[Variant, ...]:
-    """The variants that make sense for a family, with what its kinds need."""
+    """The variants that make sense for a family, with what its kinds need.
+
+    States that are cached at the ends of requests only need pages of one token.
+    """
     grid = STATE_GRID_TOKENS.get(family)
     if grid is None:
         return tuple(v for v in VARIANTS if not v.states_only)
-    return tuple(_with_states(v, grid) for v in VARIANTS)
+    fitting = (v for v in VARIANTS if grid != ENDS_ONLY or v.setting.page_tokens == 1)
+    return tuple(_with_states(v, grid) for v in fitting)
 
 
 def _with_states(v: Variant, grid: int) -> Variant:

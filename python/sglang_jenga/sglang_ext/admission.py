@@ -71,7 +71,12 @@ class ArenaPrefillBudget(PrefillBudget):
         ``ceil((pinned + asked) / small_pages_per_large_page)``.
         """
         arena = self.allocator
-        asked = arena.demand_of(0, states + self._pending_states)
+        num_states = states + self._pending_states
+        if states:
+            # A newcomer leaves a cached state to each request that runs, itself included: the last
+            # few requests of a batch would cost more hits than they are worth (benchmark/capacity).
+            num_states += self._running + self._admitted + states
+        asked = arena.demand_of(0, num_states)
         for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
             asked[kind] = self._pages(tokens)
         large = 0
@@ -148,6 +153,10 @@ class ArenaPrefillBudget(PrefillBudget):
     def _pending_states(self) -> int:
         state_kind = self.allocator.state_kind
         return 0 if state_kind is None else self.pending_pages[state_kind]
+
+    @property
+    def _running(self) -> int:
+        return int(np.count_nonzero(self.allocator.row_tokens))
 
     def has_capacity(self) -> bool:
         return self._fits_eventually(

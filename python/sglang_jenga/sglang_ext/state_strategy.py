@@ -16,6 +16,8 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from sglang_jenga.core.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
 LAZY: Final = "extra_buffer_lazy"
@@ -43,6 +45,13 @@ def resolve_state_strategy(server_args: Any) -> None:
             strategy = "extra_buffer"
     if strategy == "no_buffer":
         return
+    if cfg.enable_mixed_chunk and (cfg.page_size or 1) > 1:
+        raise ConfigError(
+            f"--enable-mixed-chunk with --page-size {cfg.page_size} does not work with "
+            "--radix-cache-backend jenga for a model with recurrent states: SGLang then ends a "
+            "chunk inside a page, and files the state under the page's beginning. Instead: use "
+            "--page-size 1 or drop --enable-mixed-chunk."
+        )
     declared: dict[str, Any] = {"mamba_radix_cache_strategy": LAZY}
     if cfg.page_size in (None, 1):
         declared["mamba_track_interval"] = NEVER_TOKENS
