@@ -27,7 +27,7 @@ from server.matrix import CannotServe, Family, play, prepare, reference_of  # no
 from server.scenarios import SCENARIOS  # noqa: E402
 from server.variants import VARIANTS, Variant, jenga_spec, variants_of  # noqa: E402
 
-from sglang_jenga.tiny import ATTENTION_FAMILIES  # noqa: E402
+from sglang_jenga.tiny import FAMILIES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [v.name for v in VARIANTS]
     parser.add_argument(
-        "--family", nargs="+", choices=ATTENTION_FAMILIES, default=ATTENTION_FAMILIES
+        "--family", nargs="+", choices=FAMILIES, default=FAMILIES
     )
     parser.add_argument("--variant", nargs="+", choices=names, default=names)
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=tuple(SCENARIOS))
@@ -138,7 +138,7 @@ def _store(row: dict[str, Any]) -> None:
 
 def _table() -> str:
     """One table per variant: scenarios down, families across."""
-    stored = {family: _stored(family) for family in ATTENTION_FAMILIES if _path(family).exists()}
+    stored = {family: _stored(family) for family in FAMILIES if _path(family).exists()}
     lines = ["# Identity matrix", "", f"Families run: {', '.join(stored)}."]
     for variant in VARIANTS:
         lines += ["", f"## {variant.name}", ""]
