@@ -61,9 +61,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [v.name for v in VARIANTS]
-    parser.add_argument(
-        "--family", nargs="+", choices=FAMILIES, default=FAMILIES
-    )
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--variant", nargs="+", choices=names, default=names)
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=tuple(SCENARIOS))
     parser.add_argument(

@@ -64,9 +64,11 @@ def branching(run: Run) -> None:
     run.ask([prompts.ask(prompts.SHARED_PREFIX)])
     run.ask(prompts.BRANCHES)
     again = run.ask(tuple(reversed(prompts.BRANCHES)), concurrency=4)
-    inside = run.setting.state_grid_tokens != ENDS_ONLY
-    if inside and run.setting.roomy and run.setting.radix and not run.recording:
-        run.claim(all(a.cached_tokens for a in again), "a branch asked again hit nothing")
+    grid = run.setting.state_grid_tokens
+    if grid != ENDS_ONLY and run.setting.roomy and run.setting.radix and not run.recording:
+        # Recurrent states are not left inside the shortest of these prompts.
+        hits = [a.cached_tokens > 0 for a in again]
+        run.claim(any(hits) if grid else all(hits), "a branch asked again hit nothing")
 
 
 def _claim_cached(
@@ -99,7 +101,10 @@ def multi_turn(run: Run) -> None:
     for turn in range(3):
         asked = [Chat(messages=messages, max_new_tokens=20) for messages in chats]
         answers = run.chat(asked, concurrency=len(asked))
-        if turn and run.setting.roomy and run.setting.radix and not run.recording:
+        # A turn is shorter than the grid of recurrent states, and a random answer is read back as
+        # other tokens: nothing is claimed for those.
+        hits_anywhere = run.setting.radix and not run.setting.state_grid_tokens
+        if turn and run.setting.roomy and hits_anywhere and not run.recording:
             run.claim(all(a.cached_tokens for a in answers), "a later turn hit nothing")
         chats = [
             (*messages, ("assistant", answer.text), ("user", f"Question {turn}: and then?"))

@@ -9,6 +9,15 @@ _VARIABLE = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 _REGISTRY = "sglang.srt.models.registry"
 
 
+def announce_models() -> None:
+    """Let processes that are started from now on find this package's model classes.
+
+    SGLang looks a model's class up before it loads the model, which is when
+    :func:`register_models` runs. A package that the user named is left alone.
+    """
+    os.environ[_VARIABLE] = os.environ.get(_VARIABLE) or PACKAGE
+
+
 def register_models(*, override: bool) -> None:
     """Let SGLang resolve architectures to this package's classes, in this process and in its
     children.

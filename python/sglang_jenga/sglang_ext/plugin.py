@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from sglang_jenga.models.registration import announce_models
 from sglang_jenga.sglang_ext import hooks
 from sglang_jenga.sglang_ext.config import BACKEND_NAME, add_flags, export_flags
 from sglang_jenga.sglang_ext.refusals import check_early, check_resolved, reject_beam_search
@@ -83,6 +84,7 @@ def _register_resolution_steps() -> None:
         if is_requested(server_args):
             hooks.require_intact()
             check_early(server_args)
+            announce_models()
         previous(server_args)
 
     @register_resolution_hook("handle_other_validations")

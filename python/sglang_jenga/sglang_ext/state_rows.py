@@ -132,12 +132,13 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
                 _put(req, index, int(arena.core.take(kind, 1)[0]))
 
     def _is_worth_a_snapshot(self, req: Req) -> bool:
-        """At the end of the prompt, and at a branch. Between two chunks only a retraction could use
-        one, and its bytes are worth thousands of cached tokens."""
-        if req.extend_len < self.snapshot_grid_tokens:
+        """The last of the prompt, and one at a branch. Between two chunks only a retraction could
+        use one, and its bytes are worth thousands of cached tokens."""
+        grid = self.snapshot_grid_tokens
+        if grid is None or req.extend_len < grid:
             return False
         branch = req.mamba_branching_seqlen
-        is_last = req.extend_end >= len(req.full_untruncated_fill_ids)
+        is_last = len(req.full_untruncated_fill_ids) - req.extend_end < grid
         return is_last or (branch is not None and req.prefix_len < branch < req.extend_end)
 
     def _write_mappings(self, rows: list[int], reqs: list[Req]) -> None:
