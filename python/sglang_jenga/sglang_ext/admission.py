@@ -73,9 +73,9 @@ class ArenaPrefillBudget(PrefillBudget):
         arena = self.allocator
         num_states = states + self._pending_states
         if states:
-            # A newcomer leaves a cached state to each request that runs, itself included: the last
-            # few requests of a batch would cost more hits than they are worth (benchmark/capacity).
-            num_states += self._running + self._admitted + states
+            # A newcomer leaves a cached state to every second request that runs: the last one or
+            # two of a batch would cost most of the hits (benchmark/capacity).
+            num_states += (self._running + self._admitted + states) // 2
         asked = arena.demand_of(0, num_states)
         for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
             asked[kind] = self._pages(tokens)
@@ -97,7 +97,7 @@ class ArenaPrefillBudget(PrefillBudget):
             self._growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
         return float(min(self.total_offset, self._growth))
 
-    def _make_free_now(self, tokens: int, states: int, *, keep_windows: bool = False) -> bool:
+    def _make_free_now(self, tokens: int, states: int, *, sparing: bool = False) -> bool:
         """Evict until the pass's promises and this much more are free in every kind.
 
         ``tokens`` in each kind that grows by tokens, and ``states`` recurrent states.
@@ -105,14 +105,14 @@ class ArenaPrefillBudget(PrefillBudget):
         # Exact or a page too many: an extension may begin inside its prefix's last page.
         more = self.allocator.demand_of(self._pages(tokens), states)
         demand = [pages + asked for pages, asked in zip(self.pending_pages, more, strict=True)]
-        return bool(self.allocator.reclaim(self.tree_cache, demand, keep_windows=keep_windows))
+        return bool(self.allocator.reclaim(self.tree_cache, demand, sparing=sparing))
 
-    def _largest_chunk_now(self, limit: int, states: int, *, keep_windows: bool = False) -> int:
+    def _largest_chunk_now(self, limit: int, states: int, *, sparing: bool = False) -> int:
         """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""
         low, high = 0, limit // self.page_size
         while low < high:
             middle = (low + high + 1) // 2
-            if self._make_free_now(middle * self.page_size, states, keep_windows=keep_windows):
+            if self._make_free_now(middle * self.page_size, states, sparing=sparing):
                 low = middle
             else:
                 high = middle - 1
@@ -205,7 +205,7 @@ class ArenaPrefillBudget(PrefillBudget):
             self.total_offset + total_tokens,
             self._future_window_tokens() + window,
             NEWCOMER_STATES,
-        ) and self._make_free_now(now, NEWCOMER_STATES, keep_windows=True)
+        ) and self._make_free_now(now, NEWCOMER_STATES, sparing=True)
 
     def can_allocate_prefill(
         self,
@@ -238,9 +238,7 @@ class ArenaPrefillBudget(PrefillBudget):
         # Windows that are worth keeping would not make it fit: the rest allows a shorter chunk.
         self._starved = True
         return (
-            self._largest_chunk_now(now, 0, keep_windows=True)
-            or self._largest_chunk_now(now, 0)
-            or None
+            self._largest_chunk_now(now, 0, sparing=True) or self._largest_chunk_now(now, 0) or None
         )
 
     def reserve(

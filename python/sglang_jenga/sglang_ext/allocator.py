@@ -162,17 +162,17 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
     # ---- making room -----------------------------------------------------------------------
 
     def reclaim(
-        self, tree_cache: Any, small_pages: Sequence[int], *, keep_windows: bool = False
+        self, tree_cache: Any, small_pages: Sequence[int], *, sparing: bool = False
     ) -> bool:
         """Evict cached slots, least valuable first, until the demand fits. False: it cannot.
 
-        ``keep_windows``: rather fail than evict windows that keep more bytes useful than they hold.
+        ``sparing``: rather fail than evict windows that keep more bytes useful than they hold.
         """
         if self.core.fits_apart(small_pages):
             return True
         if tree_cache is None or not tree_cache.supports_prefix_sharing():
             return self.core.fits(small_pages)
-        tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), keep_windows=keep_windows)
+        tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), sparing=sparing)
         return self.core.fits(small_pages)
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:

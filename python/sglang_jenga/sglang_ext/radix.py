@@ -150,24 +150,24 @@ class ArenaRadixCache(UnifiedRadixCache):
         is_state = kind == self._arena.state_kind
         return int(self.mamba_evictable_size() if is_state else self.swa_evictable_size())
 
-    def evict_until(self, satisfied: Callable[[], bool], *, keep_windows: bool = False) -> None:
+    def evict_until(self, satisfied: Callable[[], bool], *, sparing: bool = False) -> None:
         """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
 
-        With ``keep_windows`` it stops where only windows worth keeping are left (see
+        With ``sparing`` it stops where only windows worth keeping are left (see
         :meth:`ArenaTreeCore.oldest`).
         """
         if self.disable:
             return
         start = time.perf_counter()
         tracker = {ct: 0 for ct in self.tree_components}
-        while not satisfied() and self._evict_one(tracker, keep_windows):
+        while not satisfied() and self._evict_one(tracker, sparing):
             pass
         for ct, num_tokens in tracker.items():
             self.evicted_tokens[ct] += num_tokens
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
-    def _evict_one(self, tracker: dict[ComponentType, int], keep_windows: bool = False) -> bool:
-        victim = self.tree_core.oldest(keep_windows)
+    def _evict_one(self, tracker: dict[ComponentType, int], sparing: bool = False) -> bool:
+        victim = self.tree_core.oldest(sparing)
         if victim is None:
             return False
         if victim.is_leaf:

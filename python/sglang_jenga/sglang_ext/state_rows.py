@@ -128,7 +128,7 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
             index = req.kv.mamba_next_track_idx
             if not req.kv.mamba_ping_pong_empty[index] or not self._is_worth_a_snapshot(req):
                 continue
-            if arena.reclaim(self._tree, arena.demand_of(pages, 1), keep_windows=True):
+            if arena.reclaim(self._tree, arena.demand_of(pages, 1), sparing=True):
                 _put(req, index, int(arena.core.take(kind, 1)[0]))
 
     def _is_worth_a_snapshot(self, req: Req) -> bool:

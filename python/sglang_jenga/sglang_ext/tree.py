@@ -181,26 +181,33 @@ class ArenaTreeCore(UnifiedTreeCore):
                 return Victim(node=node, last_use=queued_at, is_leaf=True)
         return None
 
-    def oldest_piece(self, kind: ComponentType) -> Victim | None:
-        """The unlocked node whose window or state was useful longest ago."""
+    def oldest_piece(self, kind: ComponentType, sparing: bool = False) -> Victim | None:
+        """The unlocked node whose window or state was useful longest ago.
+
+        ``sparing``: not the state of a branch point, by which several conversations are hit.
+        """
         lru = self.lru_lists[kind]
         node = lru.oldest_spare() or lru.get_lru_no_lock()
+        if sparing and kind is ComponentType.MAMBA:
+            while node is not None and len(node.children) > 1:
+                node = lru.get_prev_no_lock(node)
         if node is None:
             return None
         is_leaf = node in self.evictable_device_leaves
         return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf, kind=kind)
 
-    def oldest(self, keep_windows: bool = False) -> Victim | None:
+    def oldest(self, sparing: bool = False) -> Victim | None:
         """The least valuable piece across kinds, None when nothing is evictable.
 
         The one whose last use is longest ago, except that the window of an inner node outlives
         older leaves while it is cheap: losing it makes every full slot before it unreachable for
         prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
-        With ``keep_windows`` it does not go even when no leaf is left. Spare pieces go first.
+        With ``sparing`` it does not go even when no leaf is left. Spare pieces go first.
         States have no such privilege: one costs hundreds of tokens (benchmark/capacity).
         """
         leaf = self.oldest_leaf()
-        pieces = [p for kind in self._piece_kinds if (p := self.oldest_piece(kind)) is not None]
+        found = (self.oldest_piece(kind, sparing) for kind in self._piece_kinds)
+        pieces = [piece for piece in found if piece is not None]
         older = [p for p in pieces if leaf is None or p.last_use < leaf.last_use]
         for piece in pieces:
             if piece.last_use == _WORTHLESS:
@@ -208,7 +215,7 @@ class ArenaTreeCore(UnifiedTreeCore):
         free_to_go = [p for p in older if p.is_leaf or not self._is_cheap(p)]
         if free_to_go:
             return min(free_to_go, key=_last_use)
-        return min(older, key=_last_use) if older and leaf is None and not keep_windows else leaf
+        return min(older, key=_last_use) if older and leaf is None and not sparing else leaf
 
     def prefix_tokens(self, node: UnifiedTreeNode) -> int:
         """Tokens from the root to the end of ``node``."""
