@@ -21,7 +21,7 @@ UNDER_PRESSURE = ("pressure", "multi_turn", "abort_decode", "flush_under_load", 
 
 #: Tokens of SGLang's own pools whose bytes the roomy and the tight arenas take.
 ROOMY_TOKENS = 8192
-TIGHT_TOKENS: Mapping[str, int] = {}
+TIGHT_TOKENS: Mapping[str, int] = {"jamba": 400}
 TIGHT_TOKENS_DEFAULT = 700
 
 
@@ -134,7 +134,8 @@ STATE_GRID_TOKENS: Mapping[str, int] = {
     "jamba": 64,
 }
 #: States that SGLang's own pool holds, whose bytes the arena takes too.
-ROOMY_STATES, TIGHT_STATES = 64, 7
+ROOMY_STATES, TIGHT_STATES_DEFAULT = 64, 7
+TIGHT_STATES: Mapping[str, int] = {"jamba": 4}
 
 
 def variants_of(family: str) -> tuple[Variant, ...]:
@@ -146,11 +147,12 @@ def variants_of(family: str) -> tuple[Variant, ...]:
     if grid is None:
         return tuple(v for v in VARIANTS if not v.states_only)
     fitting = (v for v in VARIANTS if grid != ENDS_ONLY or v.setting.page_tokens == 1)
-    return tuple(_with_states(v, grid) for v in fitting)
+    tight_states = TIGHT_STATES.get(family, TIGHT_STATES_DEFAULT)
+    return tuple(_with_states(v, grid, tight_states) for v in fitting)
 
 
-def _with_states(v: Variant, grid: int) -> Variant:
-    states = ROOMY_STATES if v.setting.roomy else TIGHT_STATES
+def _with_states(v: Variant, grid: int, tight_states: int) -> Variant:
+    states = ROOMY_STATES if v.setting.roomy else tight_states
     return replace(
         v,
         setting=replace(v.setting, state_grid_tokens=ENDS_ONLY if v.states_only else grid),

@@ -14,7 +14,7 @@ import pytest
 from sglang_jenga.core.catalog import CATALOG
 from sglang_jenga.sglang_ext.config import KNOWN, TEST_SEED
 from sglang_jenga.sglang_ext.hooks import HOOKS
-from sglang_jenga.tiny import ATTENTION_FAMILIES
+from sglang_jenga.tiny import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -98,7 +98,7 @@ def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
 def test_the_readme_lists_the_architectures_that_are_checked() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\|.*\| `([a-z0-9_]+)` \|$", text, re.MULTILINE)
-    assert sorted(listed) == sorted(ATTENTION_FAMILIES)
+    assert sorted(listed) == sorted(FAMILIES)
 
 
 def literals(paths: list[Path]) -> str:

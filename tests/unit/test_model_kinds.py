@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,6 +162,7 @@ def runner(built: torch.nn.Module, *, hf_config: Any = None, mla: bool = False) 
     hf_config = hf_config or LlamaConfig()
     return SimpleNamespace(
         model=built,
+        device="cpu",
         use_mla_backend=mla,
         is_hybrid_swa=False,
         sliding_window_size=None,
@@ -203,11 +205,39 @@ def test_latent_rows_are_refused() -> None:
         classify(runner(model(attention(0)), mla=True))
 
 
-def test_recurrent_states_are_refused_until_the_next_release() -> None:
-    from sglang.srt.configs import FalconH1Config
+def recurrent(*, temporal: tuple[int, ...]) -> SimpleNamespace:
+    """A registered recurrent model whose layers 1 and 2 keep a convolution and maybe a state."""
+    params = SimpleNamespace(
+        layers=[1, 2],
+        shape=SimpleNamespace(conv=[(6, 3)], temporal=temporal),
+        dtype=SimpleNamespace(conv=torch.bfloat16, temporal=torch.float32),
+    )
+    return SimpleNamespace(mamba2_cache_params=params)
 
-    with pytest.raises(ConfigError, match=r"recurrent states \(FalconH1Config\).*next release"):
-        classify(runner(model(attention(0)), hf_config=FalconH1Config()))
+
+@pytest.mark.parametrize(("temporal", "parts"), [((4, 5), 4), ((0,), 2)])
+def test_what_recurrent_layers_keep_is_a_kind_of_its_own_after_the_others(
+    temporal: tuple[int, ...], parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sglang.srt.configs.hybrid_arch.mambaish_config", lambda _: recurrent(temporal=temporal)
+    )
+    subject = runner(model(attention(0), attention(3)))
+    classify(subject)
+    full, states = setup_of(subject.model_config).kinds.specs(torch.bfloat16)
+    assert [row.layer_id for row in full.rows[::2]] == [0, 3], "gaps are where states live"
+    assert states.dependency is Dependency.STATE and len(states.rows) == parts
+    assert states.payload_bytes == 2 * (6 * 3 * 2 + math.prod(temporal) * 4)
+
+
+def test_short_convolutions_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sglang.srt.configs.hybrid_arch.mambaish_config", lambda _: recurrent(temporal=(0,))
+    )
+    subject = runner(model(attention(0)))
+    subject.device = "cuda"
+    with pytest.raises(ConfigError, match=r"short convolutions.*ignores the strides"):
+        classify(subject)
 
 
 def test_a_model_loaded_without_the_hook_is_noticed() -> None:

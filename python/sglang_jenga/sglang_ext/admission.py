@@ -73,9 +73,11 @@ class ArenaPrefillBudget(PrefillBudget):
         arena = self.allocator
         num_states = states + self._pending_states
         if states:
-            # A newcomer leaves a cached state to every second request that runs: the last one or
-            # two of a batch would cost most of the hits (benchmark/capacity).
-            num_states += (self._running + self._admitted + states) // 2
+            # A newcomer leaves the cache a state for each request that is likely to hit one, at
+            # most for every second: where there are hits, the last one or two requests of a batch
+            # would cost most of them (benchmark/capacity).
+            requests = self._running + self._admitted + states
+            num_states += int(requests * min(0.5, self.allocator.state_hit_rate))
         asked = arena.demand_of(0, num_states)
         for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
             asked[kind] = self._pages(tokens)

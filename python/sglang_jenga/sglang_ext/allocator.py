@@ -109,6 +109,8 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         self.row_tokens: IntArray = np.zeros(req_pool.num_rows, dtype=np.int64)
         #: Sequence length at which a row's window is worth sliding again (see decode.py).
         self.slide_at: IntArray = np.zeros(req_pool.num_rows, dtype=np.int64)
+        #: Share of recently started requests that continued a cached state.
+        self.state_hit_rate = 0.0
         self._offsets = np.arange(self.page_size, dtype=np.int64)
         req_pool.attach(self)
 
@@ -360,6 +362,10 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         self.core.close(row)
         self.row_tokens[row] = 0
         self.slide_at[row] = 0
+
+    def note_start(self, *, hit: bool) -> None:
+        """A request started, on a cached state or not: the rate forgets in some 30 requests."""
+        self.state_hit_rate += (float(hit) - self.state_hit_rate) / 32
 
     def clear(self) -> None:
         self.core.clear()

@@ -104,7 +104,9 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         for req, slot in zip(new, torch.from_numpy(arena.core.take(kind, len(new))), strict=True):
             req.kv.mamba_pool_idx = slot
             # A hit continues from a copy of the cached state, made by the first forward.
-            req.kv.mamba_needs_clear = req.kv.mamba_cow_src_index is None
+            hit = req.kv.mamba_cow_src_index is not None
+            req.kv.mamba_needs_clear = not hit
+            arena.note_start(hit=hit)
         if self.snapshot_grid_tokens is not None:
             self._grant_snapshots(reqs)
         self._write_mappings(rows, reqs)
