@@ -25,11 +25,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sglang_jenga.core.holes import choose_pages
 from sglang_jenga.core.large_pages import IntArray, LargePages
 
 #: Up to here one row after the other is faster than all at once.
 _FEW_ROWS: Final = 4
 
+_NOTHING: Final[IntArray] = np.empty(0, dtype=np.int64)
 FREE: Final = 0
 RESERVED: Final = 1
 USED: Final = 2
@@ -118,13 +120,14 @@ class SmallPages:
     ) -> IntArray:
         """``counts[i]`` pages for ``rows[i]``, row after row.
 
-        Each row's own run first, then fresh pages or holes as ``roomy`` says; where rows share
-        large pages, whole ones first for what fills them if ``apart``.
+        Each row's own run first, then fresh pages or holes as ``roomy`` says; ``apart``: where rows
+        share large pages, whole ones for what fills them.
         """
         if not any(counts):
-            return np.empty(0, dtype=np.int64)
+            return _NOTHING
         if roomy and not self.packs and len(rows) > _FEW_ROWS:
             return self._take_runs(np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64))
+        heirs = roomy or self._has_holes_for_runs(len(rows), sum(counts))
         parts = []
         for row, count in zip(rows, counts, strict=True):
             own = min(count, self.open_pages(row))
@@ -136,8 +139,12 @@ class SmallPages:
                 parts.append(self._take_fresh(whole, None))
                 more -= whole
             if more:
-                parts.append(self._take_more(more, row if roomy else None))
+                parts.append(self._take_more(more, row if heirs else None))
         return _join(parts)
+
+    def _has_holes_for_runs(self, num_rows: int, count: int) -> bool:
+        """Whether rows share large pages, and holes serve ``count`` pages and a run for each."""
+        return self.packs and self.num_holes >= count + num_rows * self.run
 
     def take_holes_first(self, count: int) -> IntArray:
         """``count`` pages outside every run; free large pages only where holes are short."""
@@ -208,7 +215,7 @@ class SmallPages:
             self.reserved += len(rows) * (n - 1)
             self.limit[rows] = first + n
             return first
-        if not roomy:
+        if not roomy and not self._has_holes_for_runs(len(rows), len(rows)):
             ids = self._take_more(len(rows), None)
             self.limit[rows] = ids + 1  # single pages: no run to bump through
             return ids
@@ -231,8 +238,7 @@ class SmallPages:
         return _join([holes, self._take_fresh(count - len(holes), heir)])
 
     def _take_fresh(self, count: int, heir: int | None) -> IntArray:
-        n = self.pages_per_large
-        ids = self._own_large(-(-count // n))
+        ids = self._own_large(-(-count // self.pages_per_large))
         return self._hand_out(ids, count, len(ids) - count, heir)
 
     def _own_large(self, count: int) -> IntArray:
@@ -242,19 +248,35 @@ class SmallPages:
         return (large[:, None] * self.pages_per_large + self._offsets).reshape(-1)
 
     def _take_holes(self, count: int, heir: int | None) -> IntArray:
-        """Up to ``count`` holes, fullest large page first, so that emptier ones drain."""
+        """Up to ``count`` holes, fullest large page first, so that emptier ones drain.
+
+        Where rows share large pages: see :mod:`sglang_jenga.core.holes`.
+        """
         n = self.pages_per_large
+        if self.packs:
+            owned = self.large.pages_of(self.index)
+            near = -1 if heir is None else (int(self.limit[heir]) - 1) // n  # -1: it has no page
+            run = 0 if heir is None else self.run
+            holes = n - self.num_taken[owned]
+            large = choose_pages(owned, holes, count=count, run=run, near=near)
+            found = len(large) * n - int(self.num_taken[large].sum())
+            self.num_taken[large] = n
+        else:
+            large, found = self._fullest_pages(count)
+        at = np.flatnonzero(self.state_of_large[large] == FREE)[: count + self.run]
+        return self._hand_out(large[at // n] * n + at % n, count, max(0, found - count), heir)
+
+    def _fullest_pages(self, count: int) -> tuple[IntArray, int]:
+        """Large pages with ``count`` holes or all there are, now taken, and how many they have."""
         pages: list[int] = []
         found = 0
         while found < count and self.partial:
             free, page = heapq.heappop(self.partial)
-            if n - int(self.num_taken[page]) == free:  # else the entry is outdated
-                self.num_taken[page] = n
+            if self.pages_per_large - int(self.num_taken[page]) == free:  # else it is outdated
+                self.num_taken[page] = self.pages_per_large
                 pages.append(page)
                 found += free
-        large = np.array(pages, dtype=np.int64)
-        at = np.flatnonzero(self.state_of_large[large] == FREE)[: count + self.run]
-        return self._hand_out(large[at // n] * n + at % n, count, max(0, found - count), heir)
+        return np.array(pages, dtype=np.int64), found
 
     def _hand_out(self, ids: IntArray, count: int, spare: int, heir: int | None) -> IntArray:
         """The first ``count`` of ``ids``; ``spare`` more pages of the last one's large page remain.
@@ -375,6 +397,4 @@ class SmallPages:
 
 
 def _join(parts: list[IntArray]) -> IntArray:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    return parts[0] if len(parts) == 1 else np.concatenate([_NOTHING, *parts])
