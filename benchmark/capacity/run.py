@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from provenance import commit  # noqa: E402
+
 RAW, TABLE = HERE / "results.jsonl", HERE / "results.md"
 
 MODELS = (
@@ -82,6 +86,7 @@ def measure(manager: str, model: str, stream: str, args: argparse.Namespace) -> 
             return
         record = json.loads(out.read_text())
     record["manager"] = manager
+    record["commit"] = commit()
     record["row"] = {"model": model, "stream": stream, "extra": args.extra}
     with RAW.open("a") as file:
         file.write(json.dumps(record) + "\n")

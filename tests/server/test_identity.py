@@ -34,6 +34,8 @@ SUBSET: dict[tuple[str, str], tuple[str, ...]] = {
         "abort_prefill",
     ),
     ("llama", "tight"): ("pressure", "multi_turn"),
+    ("granite_hybrid", "tight"): ("pressure", "flush_under_load"),
+    ("qwen3_next", "plain"): ("prefill_hit", "decode_hit", "parallel_sampling", "abort_prefill"),
 }
 
 
