@@ -30,6 +30,8 @@ class Setting:
 
     page_tokens: SGLang's page size. radix: prefixes are cached. roomy: nothing has to be evicted.
     lora: name of the loaded adapter, None: none is loaded.
+    outgrown: requests that grow outrun a tight pool. Not where states, which do not grow, hold most
+        of it: there requests wait, and none has to be retracted.
     state_grid_tokens: recurrent states of prompts are cached at multiples of it only (ENDS_ONLY:
         only where a request ended), None: the model has none, a prefix is hit to its last token.
     """
@@ -39,6 +41,7 @@ class Setting:
     roomy: bool = True
     lora: str | None = None
     state_grid_tokens: int | None = None
+    outgrown: bool = True
 
 
 @dataclass(slots=True, kw_only=True)

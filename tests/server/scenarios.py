@@ -139,7 +139,8 @@ def pressure(run: Run) -> None:
         run.ask(prompts.MIXED, concurrency=concurrency)
     if run.recording:
         return
-    run.claim(run.tally.retractions > 0, "no request was retracted: the pool is not tight")
+    outran = run.tally.retractions > 0 or not run.setting.outgrown
+    run.claim(outran, "no request was retracted: the pool is not tight")
     if run.setting.radix:
         evicted = sum(run.client.arena()["evicted_tokens"].values())
         run.claim(evicted > 0, "nothing was evicted: the pool is not tight")

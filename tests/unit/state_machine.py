@@ -8,13 +8,15 @@ a real model would go on with garbage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.runtime_context import get_context, get_server_args
 
 from machine import Machine, make_kinds
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds
@@ -48,6 +50,15 @@ def mark(tokens: Sequence[int]) -> tuple[float, float]:
     return float(len(tokens)), float(total)
 
 
+@contextmanager
+def caching_strategy(name: str) -> Iterator[None]:
+    """A published configuration with one of SGLang's ways of caching states."""
+    fields = {"radix_cache_backend": "jenga", "device": "cpu", "mamba_radix_cache_strategy": name}
+    with get_context().override_server_args(**fields):
+        get_server_args()._mamba_cache_chunk_size = GRID_TOKENS
+        yield
+
+
 class StateMachine(Machine):
     """See the module's docstring. ``snapshots``: the kernels write states of earlier lengths."""
 
@@ -55,7 +66,10 @@ class StateMachine(Machine):
         self.snapshot_grid_tokens = GRID_TOKENS if snapshots else None
         super().__init__(kinds, **kwargs)
         assert isinstance(self.rows, ArenaStateReqPool)
-        self.marks = self.rows.mamba_pool.mamba_cache.conv[0][0, :, 0]  # [slots, 2]
+        #: [slots, 2], None on a device without data.
+        self.marks = self.rows.mamba_pool.mamba_cache.conv[0][0, :, 0]
+        if self.marks.device.type == "meta":
+            self.marks = None
 
     # ---- the forward -----------------------------------------------------------------------
 
@@ -68,6 +82,8 @@ class StateMachine(Machine):
             pool.clear_slots(batch.mamba_clear_indices)
         if batch.mamba_cow_src_indices is not None:
             self.rows.copy_mamba_state(batch.mamba_cow_src_indices, batch.mamba_cow_dst_indices)
+        if self.marks is None:
+            return
         for req, length in zip(reqs, tracked, strict=True):
             tokens = req.full_untruncated_fill_ids
             own = self._own_slot(req)
@@ -90,7 +106,7 @@ class StateMachine(Machine):
         return req.kv.mamba_last_track_seqlen if entry.track_mask else None
 
     def forward_decode(self, batch: ScheduleBatch) -> None:
-        for req in batch.reqs:
+        for req in [] if self.marks is None else batch.reqs:
             tokens = [*req.origin_input_ids, *req.output_ids][: req.kv.kv_committed_len]
             own = self._own_slot(req)
             self._expect(own, tokens[:-1], f"{req.rid} decodes")

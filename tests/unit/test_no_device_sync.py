@@ -8,7 +8,7 @@ scheduler until all queued kernels are done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,12 +19,16 @@ from machine import Machine, make_kinds
 from no_sync import DEVICE, READ_BACK, DeviceWaits, no_device_sync
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
+from sglang_jenga.sglang_ext.state_strategy import LAZY
+from state_machine import StateMachine, caching_strategy, state_kinds
 
 W = 32
 KINDS = {
     "uniform": make_kinds(),
     "window": make_kinds(window_layers=5, span=W),
     "chunked": make_kinds(window_layers=3, span=W, chunked=True),
+    "states": state_kinds(),
+    "window and states": state_kinds(window_layers=5, span=W),
 }
 
 
@@ -34,11 +38,18 @@ def device_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, DEVICE, torch.cpu, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def snapshots(published: None) -> Iterator[None]:
+    with caching_strategy(LAZY):
+        yield
+
+
 def make_machine(
     kind: str = "window", *, page_tokens: int = 1, cached: bool = True, large_pages: int = 600
 ) -> Machine:
-    return Machine(
-        KINDS[kind],
+    kinds = KINDS[kind]
+    return (Machine if kinds.states is None else StateMachine)(
+        kinds,
         large_pages=large_pages,
         page_tokens=page_tokens,
         chunk_tokens=64,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
@@ -13,31 +12,21 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from machine import VOCABULARY
 from scheduler import Loop
 from sglang_jenga.sglang_ext.state_strategy import LAZY
-from state_machine import GRID_TOKENS, StateMachine, state_kinds
+from state_machine import GRID_TOKENS, StateMachine, caching_strategy, state_kinds
 
 PROMPT = list(range(100, 170))  # 70 tokens: 8 whole grid steps and 6 more
-
-
-@contextmanager
-def strategy(name: str) -> Iterator[None]:
-    """A published configuration with one of SGLang's ways of caching states."""
-    from sglang.srt.runtime_context import get_context, get_server_args
-
-    fields = {"radix_cache_backend": "jenga", "device": "cpu", "mamba_radix_cache_strategy": name}
-    with get_context().override_server_args(**fields):
-        get_server_args()._mamba_cache_chunk_size = GRID_TOKENS
-        yield
 
 
 @pytest.fixture(autouse=True)
 def snapshots(published: None) -> Iterator[None]:
     """Prefill leaves snapshots at multiples of the grid, as a jenga server resolves it."""
-    with strategy(LAZY):
+    with caching_strategy(LAZY):
         yield
 
 
-def machine(*, large_pages: int = 200, **kwargs: object) -> StateMachine:
-    return StateMachine(state_kinds(), large_pages=large_pages, **kwargs)
+def machine(*, large_pages: int = 200, window_layers: int = 0, **kwargs: object) -> StateMachine:
+    kinds = state_kinds(window_layers=window_layers, span=12 if window_layers else None)
+    return StateMachine(kinds, large_pages=large_pages, **kwargs)
 
 
 def serve(m: StateMachine, prompt: list[int], output: int = 5, chunk: int | None = None) -> list:
@@ -186,7 +175,7 @@ def test_the_cached_state_stays_what_it_was_while_two_requests_continue_it() -> 
 
 
 def test_without_snapshots_states_are_cached_at_the_ends_of_prefills_and_answers() -> None:
-    with strategy("no_buffer"):
+    with caching_strategy("no_buffer"):
         m = machine(snapshots=False)
         tokens = serve(m, PROMPT, output=6)
         assert sorted(len(t) for t in m.cached_states().values()) == [len(PROMPT), len(tokens)]
@@ -238,12 +227,20 @@ def test_full_slots_that_no_state_makes_a_hit_go_before_older_ones_that_can_be_h
 
 
 @pytest.mark.parametrize("page_tokens", [1, 4])
+@pytest.mark.parametrize("window_layers", [0, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_tight_memory_loses_no_state_and_every_request_is_answered(
-    seed: int, page_tokens: int
+    seed: int, window_layers: int, page_tokens: int
 ) -> None:
+    """With a window kind beside full and states: three kinds in one arena."""
     rng = random.Random(seed)
-    m = machine(large_pages=14, page_tokens=page_tokens, chunk_tokens=24, context_tokens=1024)
+    m = machine(
+        large_pages=14 if not window_layers else 30,
+        window_layers=window_layers,
+        page_tokens=page_tokens,
+        chunk_tokens=24,
+        context_tokens=1024,
+    )
     loop = Loop(machine=m, new_token_ratio=0.05)
     roots = [[rng.randrange(VOCABULARY) for _ in range(60)] for _ in range(3)]
     asked = []

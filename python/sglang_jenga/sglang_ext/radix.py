@@ -91,7 +91,8 @@ class ArenaRadixCache(UnifiedRadixCache):
                 now = float(get_and_increase_time_counter())
                 self._publish(req, up_to, **kwargs)
                 end = req.kv.cache_protected_len
-                if end == start:
+                if end == start:  # no state to publish with it: windows slide as without a tree
+                    self.slide_window(req, up_to)
                     break
                 node = self.tree_core.node_by_id(req.last_node)
                 window.spare_windows(node, end - start, since=now)
