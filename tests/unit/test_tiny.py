@@ -301,7 +301,9 @@ class TestKinds:
                 for module in subject.modules()
                 if kind(module)
             ]
-            assert len(outputs) >= 2, "several layers of each kind"
+            # Jamba keeps its period: seven state layers for one with attention.
+            least = 1 if family == "jamba" and kind is has_attention else 2
+            assert len(outputs) >= least, "several layers of each kind"
             kept = [output.weight.clone() for output in outputs]
             with torch.no_grad():
                 for output in outputs:
