@@ -34,17 +34,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from sglang_jenga.core.audit import audit_small_pages
 from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.core.geometry import ArenaPlan
-from sglang_jenga.core.large_pages import IntArray, LargePages
+from sglang_jenga.core.large_pages import NO_IDS, IntArray, LargePages
 from sglang_jenga.core.small_pages import SmallPages
-
-_NOBODY: Final[IntArray] = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +108,17 @@ class ArenaAllocator:
         k = self._kinds[kind]
         return k.num_holes + k.reserved + self.large.num_free * k.pages_per_large
 
-    def large_pages_for(self, small_pages: Sequence[int]) -> int:
-        """Free large pages that this demand (small pages per kind) consumes at least."""
+    def large_pages_for(self, small_pages: Sequence[int], *, apart: bool = False) -> int:
+        """Free large pages that this demand (small pages per kind) consumes at least.
+
+        ``apart``: where rows share large pages, whole ones for as much of it as fills some.
+        """
         total = 0
         for k, asked in zip(self._kinds, small_pages, strict=True):
-            missing = asked - k.num_holes - k.reserved
-            if missing > 0:
-                total += -(-missing // k.pages_per_large)
+            n = k.pages_per_large
+            whole = asked // n if apart and k.packs else 0
+            missing = asked - whole * n - k.num_holes - k.reserved
+            total += whole + max(0, -(-missing // n))
         return total
 
     def fits(self, small_pages: Sequence[int]) -> bool:
@@ -130,13 +131,7 @@ class ArenaAllocator:
         Where large pages are shared by rows, that keeps a long prompt out of the holes between
         others: its pages become free together, which is what a kind with large slots waits for.
         """
-        total = 0
-        for k, asked in zip(self._kinds, small_pages, strict=True):
-            n = k.pages_per_large
-            whole = asked // n if k.packs else 0
-            missing = asked - whole * n - k.num_holes - k.reserved
-            total += whole + max(0, -(-missing // n))
-        return total <= self.large.num_free
+        return self.large_pages_for(small_pages, apart=True) <= self.large.num_free
 
     def census(self) -> tuple[KindCensus, ...]:
         return tuple(
@@ -218,7 +213,7 @@ class ArenaAllocator:
         if not self.fits(demand):
             raise Exhausted(self.explain_shortage(demand))
         k = self._kinds[kind]
-        k.cut_runs(_NOBODY, _NOBODY, count - k.num_holes - self.large.num_free * k.pages_per_large)
+        k.cut_runs(NO_IDS, NO_IDS, count - k.num_holes - self.large.num_free * k.pages_per_large)
         self.version += 1
         return k.take_holes_first(count)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sglang_jenga.core.large_pages import NO_IDS
 from sglang_jenga.core.small_pages import FREE, RESERVED, USED, SmallPages
 
 
@@ -20,7 +21,7 @@ def audit_small_pages(kind: SmallPages) -> list[str]:
     rows = np.flatnonzero(kind.cursor != kind.limit)
     crossing = rows[kind.cursor[rows] // n != (kind.limit[rows] - 1) // n].tolist()
     runs = [np.arange(kind.cursor[row], kind.limit[row]) for row in rows]
-    tails = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *runs]))
+    tails = np.sort(np.concatenate([NO_IDS, *runs]))
     listed = set(kind.partial)
     holed = [page for page in owned.tolist() if taken[page] < n]
     lost = [page for page in holed if (n - int(taken[page]), page) not in listed]

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from sglang_jenga.core.errors import Exhausted
 
 IntArray = npt.NDArray[np.int64]
+#: No page at all. Shared, so never written to (it has nothing to write to).
+NO_IDS: IntArray = np.empty(0, dtype=np.int64)
 
 SINK_LARGE_PAGE = 0
 _FREE = -1

@@ -26,12 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_jenga.core.holes import choose_pages
-from sglang_jenga.core.large_pages import IntArray, LargePages
+from sglang_jenga.core.large_pages import NO_IDS, IntArray, LargePages
 
 #: Up to here one row after the other is faster than all at once.
 _FEW_ROWS: Final = 4
 
-_NOTHING: Final[IntArray] = np.empty(0, dtype=np.int64)
 FREE: Final = 0
 RESERVED: Final = 1
 USED: Final = 2
@@ -124,7 +123,7 @@ class SmallPages:
         share large pages, whole ones for what fills them.
         """
         if not any(counts):
-            return _NOTHING
+            return NO_IDS
         if roomy and not self.packs and len(rows) > _FEW_ROWS:
             return self._take_runs(np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64))
         heirs = roomy or self._has_holes_for_runs(len(rows), sum(counts))
@@ -397,4 +396,4 @@ class SmallPages:
 
 
 def _join(parts: list[IntArray]) -> IntArray:
-    return parts[0] if len(parts) == 1 else np.concatenate([_NOTHING, *parts])
+    return parts[0] if len(parts) == 1 else np.concatenate([NO_IDS, *parts])

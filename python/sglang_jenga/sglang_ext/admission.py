@@ -71,14 +71,11 @@ class ArenaPrefillBudget(PrefillBudget):
         ``ceil((pinned + asked) / small_pages_per_large_page)``.
         """
         arena = self.allocator
-        num_states = states + self._pending_states
-        if states:
-            # A newcomer leaves the cache a state for each request that is likely to hit one, at
-            # most for every second: where there are hits, the last one or two requests of a batch
-            # would cost most of them (benchmark/capacity).
-            requests = self._running + self._admitted + states
-            num_states += int(requests * min(0.5, self.allocator.state_hit_rate))
-        asked = arena.demand_of(0, num_states)
+        asked = arena.demand_of(0)
+        if arena.state_kind is not None:
+            asked[arena.state_kind] = self._states_asked(
+                states, self.pending_pages[arena.state_kind]
+            )
         for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
             asked[kind] = self._pages(tokens)
         large = 0
@@ -87,6 +84,19 @@ class ArenaPrefillBudget(PrefillBudget):
             pinned = arena.core.num_used(kind) - evictable
             large += -(-(pinned + asked[kind]) // plan.small_pages_per_large_page)
         return bool(large <= arena.plan.usable_large_pages)
+
+    def _states_asked(self, newcomers: int, pending: int) -> int:
+        """States for newcomers and for those admitted in this pass, and what they leave the cache.
+
+        That is a state for each request that is likely to hit one, at most for every second: where
+        there are hits, the last one or two requests of a batch would cost most of them
+        (benchmark/capacity). Requests that run need leave none.
+        """
+        if not newcomers:
+            return pending
+        running = np.count_nonzero(self.allocator.row_tokens)
+        requests = int(running) + self._admitted + newcomers
+        return newcomers + pending + int(requests * min(0.5, self.allocator.state_hit_rate))
 
     def _future_window_tokens(self) -> float:
         """Window growth of running requests: none grows past its span, nor past its tokens."""
@@ -150,15 +160,6 @@ class ArenaPrefillBudget(PrefillBudget):
     def is_idle(self) -> bool:
         """No request holds memory and none was admitted: only evicting can make room."""
         return self._admitted == 0 and not self.allocator.row_tokens.any()
-
-    @property
-    def _pending_states(self) -> int:
-        state_kind = self.allocator.state_kind
-        return 0 if state_kind is None else self.pending_pages[state_kind]
-
-    @property
-    def _running(self) -> int:
-        return int(np.count_nonzero(self.allocator.row_tokens))
 
     def has_capacity(self) -> bool:
         return self._fits_eventually(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,6 @@ from sglang_jenga.sglang_ext.tree import (
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
-    from sglang.srt.mem_cache.base_prefix_cache import TreeLock
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
@@ -47,7 +46,6 @@ class ArenaRadixCache(UnifiedRadixCache):
         super().__init__(params)
         self._arena = arena
         self._req_pool = self.req_to_token_pool
-        self._publishing = False
         if isinstance(self._req_pool, ArenaStateReqPool):
             self._req_pool.attach_tree(self)
         if not arena.rows.shared:
@@ -100,20 +98,9 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def _publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
         """Upstream's insert; the request pins no state afterwards, it has read the one it needs."""
-        self._publishing = True
-        try:
-            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
-        finally:
-            self._publishing = False
+        super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
         if self.supports_mamba() and not self.disable:
             self.tree_core.components_by_type[ComponentType.MAMBA].unpin(req)
-
-    def lock(
-        self, node_id: Any, skip_lock_components: Sequence[ComponentType] = ()
-    ) -> TreeLock | None:
-        if self._publishing and self.supports_mamba():
-            skip_lock_components = (*skip_lock_components, ComponentType.MAMBA)
-        return super().lock(node_id, skip_lock_components)
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
         """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""

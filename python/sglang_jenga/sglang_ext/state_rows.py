@@ -100,7 +100,7 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         rows = super().alloc(reqs)
         if rows is None:
             return None
-        arena, kind = self._owner()
+        arena, kind = self.mamba_allocator.owner
         for req, slot in zip(new, torch.from_numpy(arena.core.take(kind, len(new))), strict=True):
             req.kv.mamba_pool_idx = slot
             # A hit continues from a copy of the cached state, made by the first forward.
@@ -112,17 +112,12 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         self._write_mappings(rows, reqs)
         return rows
 
-    def _owner(self) -> tuple[ArenaAllocatorBase, int]:
-        if self._arena is None or self._arena.state_kind is None:
-            raise RuntimeError("a request starts before the arena was attached")
-        return self._arena, self._arena.state_kind
-
     def _grant_snapshots(self, reqs: list[Req]) -> None:
         """A slot for each snapshot that the coming forward will take, while bytes allow.
 
         The batch's tokens are not allocated yet: they come first.
         """
-        arena, kind = self._owner()
+        arena, kind = self.mamba_allocator.owner
         pages = arena.pages_of(self._extents)
         for req in reqs:
             if req.kv.mamba_ping_pong_track_buffer is None:

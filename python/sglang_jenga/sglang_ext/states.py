@@ -83,7 +83,8 @@ class ArenaStateSlots(MambaSlotAllocator):
         self._arena = arena
 
     @property
-    def _owner(self) -> tuple[ArenaAllocatorBase, int]:
+    def owner(self) -> tuple[ArenaAllocatorBase, int]:
+        """The arena whose slots these are, and the index of the kind in its plan."""
         if self._arena is None or self._arena.state_kind is None:
             raise RuntimeError("state slots are asked for before the arena was attached")
         return self._arena, self._arena.state_kind
@@ -91,17 +92,17 @@ class ArenaStateSlots(MambaSlotAllocator):
     @property
     def size(self) -> int:
         """Slots at this moment: those handed out and those that could still be."""
-        arena, kind = self._owner
+        arena, kind = self.owner
         return arena.used_slots(kind) + arena.core.num_available(kind)
 
     @property
     def free_slots(self) -> torch.Tensor:
         """Ids nobody uses, for SGLang's leak report. ``[n]`` int64."""
-        arena, kind = self._owner
+        arena, kind = self.owner
         return torch.from_numpy(arena.core.unused_small_pages(kind))
 
     def available_size(self) -> int:
-        arena, kind = self._owner
+        arena, kind = self.owner
         return arena.core.num_available(kind)
 
     def alloc_group_begin(self, num_reqs: int) -> None:
@@ -112,7 +113,7 @@ class ArenaStateSlots(MambaSlotAllocator):
 
     def alloc(self, need_size: int) -> torch.Tensor | None:
         """``[need_size]`` int64 host slot ids, None when they do not fit."""
-        arena, kind = self._owner
+        arena, kind = self.owner
         try:
             return torch.from_numpy(arena.core.take(kind, need_size))
         except Exhausted:
@@ -120,7 +121,7 @@ class ArenaStateSlots(MambaSlotAllocator):
 
     def free(self, free_index: torch.Tensor) -> None:
         """Give slots back (host ids; the sink, which stands for "no slot", is passed over)."""
-        arena, kind = self._owner
+        arena, kind = self.owner
         ids = free_index.numpy().reshape(-1)
         arena.core.free(kind, ids[ids != SINK_SLOT].astype(np.int64, copy=False))
 
