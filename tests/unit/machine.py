@@ -44,13 +44,15 @@ def make_kinds(
     *,
     full_layers: int = 2,
     window_layers: int = 0,
+    cross_layers: int = 0,
     span: int | None = None,
     chunked: bool = False,
     full_heads: tuple[int, int, int] = (1, 8, 8),
     window_heads: tuple[int, int, int] = (1, 8, 8),
     states: StateLayers | None = None,
 ) -> ModelKinds:
-    """Kinds of a model with its window layers first; heads are (heads, K dim, V dim)."""
+    """Kinds of a model, windows before full before cross layers; heads: (heads, K dim, V dim)."""
+    local = Dependency.CHUNKED if chunked else Dependency.WINDOW
 
     def layers(
         first: int, number: int, heads: tuple[int, int, int], dependency: Dependency
@@ -62,15 +64,15 @@ def make_kinds(
                 k_head_dim=heads[1],
                 v_head_dim=heads[2],
                 dependency=dependency,
-                span_tokens=None if dependency is Dependency.FULL else span,
+                span_tokens=span if dependency is local else None,
             )
             for i in range(number)
         )
 
-    local = Dependency.CHUNKED if chunked else Dependency.WINDOW
     return ModelKinds(
         full=layers(window_layers, full_layers, full_heads, Dependency.FULL),
         window=layers(0, window_layers, window_heads, local),
+        cross=layers(window_layers + full_layers, cross_layers, full_heads, Dependency.CROSS),
         states=states,
     )
 

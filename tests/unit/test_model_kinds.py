@@ -91,6 +91,14 @@ def test_windows_of_different_length_are_one_kind_with_the_longest() -> None:
     assert read(*layers, attention(3)).span_tokens == 32
 
 
+def test_layers_that_attend_to_images_are_a_kind_of_their_own() -> None:
+    kinds = read(*(attention(i, is_cross_attention=i in (1, 4)) for i in range(6)))
+    assert ids(kinds.full) == [0, 2, 3, 5] and ids(kinds.cross) == [1, 4]
+    full, cross = kinds.specs(torch.bfloat16)
+    assert cross.dependency is Dependency.CROSS and cross.span_tokens is None
+    assert cross.payload_bytes * 2 == full.payload_bytes
+
+
 def test_encoder_layers_that_store_nothing_are_no_kind() -> None:
     kinds = read(attention(0), attention(1, attn_type=AttentionType.ENCODER_ONLY))
     assert ids(kinds.full) == [0]
@@ -103,15 +111,25 @@ def test_encoder_layers_that_store_nothing_are_no_kind() -> None:
     ("layers", "chunk_tokens", "named"),
     [
         pytest.param(
-            [attention(0), attention(1, is_cross_attention=True)],
+            [
+                attention(0),
+                attention(1, is_cross_attention=True),
+                attention(2, sliding_window_size=8),
+            ],
             None,
-            r"layer 1 \(layers\.1\.attn\) uses cross attention",
-            id="cross attention",
+            r"layer 1 uses cross attention in a model with windows",
+            id="cross attention beside windows",
+        ),
+        pytest.param(
+            [attention(0), attention(1, is_cross_attention=True, num_kv_heads=1)],
+            None,
+            r"layer 1 uses other K/V heads .*\(1, 16, 16\): layer 0, in the same pool",
+            id="cross layers with other heads",
         ),
         pytest.param(
             [attention(0), attention(1, num_kv_heads=1)],
             None,
-            r"layer 1 uses other K/V heads .*\(1, 16, 16\): layer 0 .*\(2, 16, 16\)",
+            r"layer 1 uses other K/V heads .*\(1, 16, 16\): layer 0, .*\(2, 16, 16\)",
             id="heads differ within a kind",
         ),
         pytest.param(
@@ -157,12 +175,23 @@ def test_a_layer_that_cannot_be_held_is_refused_by_name(
 # ---- what SGLang is told -----------------------------------------------------------------------
 
 
-def runner(built: torch.nn.Module, *, hf_config: Any = None, mla: bool = False) -> Any:
-    """The parts of a ModelRunner that ``classify`` reads and writes."""
-    hf_config = hf_config or LlamaConfig()
+def runner(
+    built: torch.nn.Module,
+    *,
+    hf_config: Any = None,
+    mla: bool = False,
+    encoder: str | None = None,
+    page_size: int = 1,
+) -> Any:
+    """The parts of a ModelRunner that ``classify`` reads and writes.
+
+    ``encoder``: the architecture's name, where it is an encoder and a decoder.
+    """
+    hf_config = hf_config or LlamaConfig(architectures=[encoder or "LlamaForCausalLM"])
     return SimpleNamespace(
         model=built,
         device="cpu",
+        page_size=page_size,
         use_mla_backend=mla,
         is_hybrid_swa=False,
         sliding_window_size=None,
@@ -170,6 +199,7 @@ def runner(built: torch.nn.Module, *, hf_config: Any = None, mla: bool = False) 
             hf_config=hf_config,
             hf_text_config=hf_config,
             is_draft_model=False,
+            is_encoder_decoder=encoder is not None,
             linear_attn_registry_result=None,
             attention_chunk_size=None,
             is_hybrid_swa=False,
@@ -203,6 +233,33 @@ def test_a_model_whose_windows_nobody_computes_is_uniform_whatever_its_config_sa
 def test_latent_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"latent \(MLA\) rows.*Drop --radix-cache-backend"):
         classify(runner(model(attention(0)), mla=True))
+
+
+MLLAMA = "MllamaForConditionalGeneration"
+
+
+def with_images() -> torch.nn.Module:
+    return model(attention(0), attention(1, is_cross_attention=True))
+
+
+def test_a_model_with_images_is_told_that_the_tree_takes_them_one_by_one() -> None:
+    subject = runner(with_images(), encoder=MLLAMA)
+    classify(subject)
+    assert subject.model.images_apart
+    assert not subject.is_hybrid_swa
+
+
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [
+        (runner(with_images(), encoder="WhisperModel"), r"does not support WhisperModel.*Mllama"),
+        (runner(with_images(), encoder=MLLAMA, page_size=16), r"--page-size \(value 16\)"),
+    ],
+    ids=["another encoder-decoder model", "pages of more tokens"],
+)
+def test_encoders_that_were_not_checked_are_refused(subject: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        classify(subject)
 
 
 def recurrent(*, temporal: tuple[int, ...]) -> SimpleNamespace:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from image_machine import ImageMachine, picture
 from lives import live
 from machine import Machine, make_kinds
 from no_sync import DEVICE, READ_BACK, DeviceWaits, no_device_sync
@@ -71,6 +72,25 @@ def test_the_whole_life_of_requests_never_waits_for_the_device(
     assert len(steps) > 10
     assert guard.copies > 0, "slot ids did travel to the device"
     assert machine.arena.verify_byte_accounting() == []
+
+
+def test_requests_with_images_never_wait_for_the_device() -> None:
+    machine = ImageMachine(large_pages=600, device=DEVICE)
+    image = picture(1, 2)
+    with no_device_sync() as guard:
+        first = machine.prefill([*image, *range(30)])
+        again = machine.prefill([*image, *range(20), 99])
+        text = machine.prefill(range(40))
+        machine.decode([first, again, text])
+        machine.retract(again)
+        machine.admit(again)
+        machine.extend([again])
+        machine.end_prefill(again)
+        for req in (again, text, first):
+            machine.finish(req)
+        machine.tree.evict_until(lambda: False)
+    assert guard.copies > 0
+    assert machine.arena.core.num_free_large_pages == machine.plan.usable_large_pages
 
 
 def read_back_a_slot(machine: Machine) -> None:

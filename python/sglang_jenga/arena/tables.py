@@ -31,13 +31,20 @@ def to_device(ids: npt.NDArray[np.generic], device: torch.device) -> torch.Tenso
 class RowTable:
     """``req_to_token``: row (request) x position -> slot id of the full kind.
 
+    In models with cross attention the first positions of a row are its images, whose slots belong
+    to the cross kind. Slot ids of two kinds collide, and whoever frees or counts a slot must know
+    its kind. So on the host an image's slot ``s`` is written ``image_base + s``; kernels, which
+    read images and text through different layers, see plain ``s``.
+
     Args:
         device_table: SGLang's ``[rows, max_context]`` int32 tensor, read by kernels.
+        image_base: slots of the full kind over the whole arena, None: the model has no images.
     """
 
-    def __init__(self, device_table: torch.Tensor) -> None:
+    def __init__(self, device_table: torch.Tensor, image_base: int | None = None) -> None:
         self.device_table = device_table
-        self.shared = device_table.device.type == "cpu"
+        self.image_base = image_base
+        self.shared = device_table.device.type == "cpu" and image_base is None
         host = device_table if self.shared else torch.zeros(device_table.shape, dtype=torch.int32)
         #: Host copy as a torch tensor, sliced by the radix cache. ``[rows, max_context]`` int32.
         self.req_to_token = host
@@ -50,8 +57,13 @@ class RowTable:
         """
         self.req_to_token[index] = values.to(torch.int32)
         if not self.shared:
-            ids = to_device(values.to(torch.int32).numpy(), self.device_table.device)
-            self.device_table[index] = ids
+            ids = self.kernel_ids(values.to(torch.int32).numpy())
+            self.device_table[index] = to_device(ids, self.device_table.device)
+
+    def kernel_ids(self, ids: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Host ids as kernels know them: slots of whichever kind, without ``image_base``."""
+        base = self.image_base
+        return ids if base is None else np.where(ids >= base, ids - base, ids)
 
 
 class Translation:

@@ -64,14 +64,21 @@ class ArenaPrefillBudget(PrefillBudget):
 
     # ---- the two questions -----------------------------------------------------------------
 
-    def _fits_eventually(self, full_tokens: float, window_tokens: float, states: int) -> bool:
+    def _fits_eventually(
+        self, full_tokens: float, window_tokens: float, states: int, images: int = 0
+    ) -> bool:
         """Could this many more slots per kind fit once all evictable slots are gone?
 
         Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
-        ``ceil((pinned + asked) / small_pages_per_large_page)``.
+        ``ceil((pinned + asked) / small_pages_per_large_page)``. ``images``: so many of a
+        newcomer's tokens are an image's; SGLang counts them among the full ones.
         """
         arena = self.allocator
         asked = arena.demand_of(0)
+        if arena.cross_kind is not None:
+            images += self.pending_pages[arena.cross_kind]
+            asked[arena.cross_kind] = images
+            full_tokens -= images
         if arena.state_kind is not None:
             asked[arena.state_kind] = self._states_asked(
                 states, self.pending_pages[arena.state_kind]
@@ -109,13 +116,18 @@ class ArenaPrefillBudget(PrefillBudget):
             self._growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
         return float(min(self.total_offset, self._growth))
 
+    def _demand_of_newcomer(self, tokens: int, states: int) -> list[int]:
+        """Small pages per kind of a request's next ``tokens``, its images first, and ``states``."""
+        images = min(tokens, self.allocator.candidate_images) if states else 0
+        # Exact or a page too many: an extension may begin inside its prefix's last page.
+        return self.allocator.demand_of(self._pages(tokens - images), states, images)
+
     def _make_free_now(self, tokens: int, states: int, *, sparing: bool = False) -> bool:
         """Evict until the pass's promises and this much more are free in every kind.
 
         ``tokens`` in each kind that grows by tokens, and ``states`` recurrent states.
         """
-        # Exact or a page too many: an extension may begin inside its prefix's last page.
-        more = self.allocator.demand_of(self._pages(tokens), states)
+        more = self._demand_of_newcomer(tokens, states)
         demand = [pages + asked for pages, asked in zip(self.pending_pages, more, strict=True)]
         return bool(self.allocator.reclaim(self.tree_cache, demand, sparing=sparing))
 
@@ -194,7 +206,7 @@ class ArenaPrefillBudget(PrefillBudget):
                 if self._admits(extend_input_len, total_tokens, max_new_tokens, chunk, chunk):
                     self._starved = True
                     return True, chunk
-        demand = self.allocator.demand_of(self._pages(now), NEWCOMER_STATES)
+        demand = self._demand_of_newcomer(now, NEWCOMER_STATES)
         log_starvation(self.allocator, self.tree_cache, demand)
         return False, None
 
@@ -208,6 +220,7 @@ class ArenaPrefillBudget(PrefillBudget):
             self.total_offset + total_tokens,
             self._future_window_tokens() + window,
             NEWCOMER_STATES,
+            min(now, self.allocator.candidate_images),
         ) and self._make_free_now(now, NEWCOMER_STATES, sparing=True)
 
     def can_allocate_prefill(
@@ -255,6 +268,6 @@ class ArenaPrefillBudget(PrefillBudget):
     ) -> None:
         super().reserve(extend_input_len, max_new_tokens, extra_tokens=extra_tokens)
         states = 0 if is_chunked_continuation else NEWCOMER_STATES
-        more = self.allocator.demand_of(self._pages(extend_input_len), states)
+        more = self._demand_of_newcomer(extend_input_len, states)
         self.pending_pages = [a + b for a, b in zip(self.pending_pages, more, strict=True)]
         self._admitted += 1

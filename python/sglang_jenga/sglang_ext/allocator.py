@@ -3,7 +3,7 @@
 
 Units: SGLang speaks tokens and slot ids; the core speaks small pages of ``page_size`` slots. Kinds
 are indexed as in the plan: the full kind is 0, the window kind, where there is one, is 1, and kinds
-without a slot per token (recurrent states) come last.
+without a slot per token of text (images in cross layers, recurrent states) come last.
 
 Every id array on these paths lives on the host; a device tensor is made from it once, by an
 asynchronous copy, for the kernels. Nothing here reads a device tensor back.
@@ -97,12 +97,16 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
             plan, num_rows=req_pool.num_rows, run_small_pages=demand.run_small_pages(plan)
         )
         self.kinds = tuple(range(len(plan.kinds)))
-        #: Kinds that hold a slot for each token of a request: all of them grow together.
-        self.token_kinds = tuple(k for k in self.kinds if plan.kinds[k].spec.paged_by_tokens)
-        #: The kind of recurrent states, None: the model has none.
-        self.state_kind = next(
-            (k for k in self.kinds if plan.kinds[k].spec.dependency is Dependency.STATE), None
+        dependencies = [kind.spec.dependency for kind in plan.kinds]
+        apart = (Dependency.STATE, Dependency.CROSS)
+        #: Kinds that hold a slot for each token of text: all of them grow together.
+        self.token_kinds = tuple(k for k in self.kinds if dependencies[k] not in apart)
+        #: The kinds of recurrent states and of images in cross layers, None: the model has none.
+        self.state_kind, self.cross_kind = (
+            dependencies.index(d) if d in dependencies else None for d in apart
         )
+        #: Image tokens that the request matched last must still compute: the next candidate.
+        self.candidate_images = 0
         self.req_pool = req_pool
         self.rows = req_pool.rows
         #: Tokens each live row holds (0: no request), kept for window growth estimates.
@@ -124,13 +128,15 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         """Slots of the kind handed out, to requests or to the tree."""
         return self.core.num_used(kind) * self.plan.kinds[kind].slots_per_small_page
 
-    def demand_of(self, pages: int, states: int = 0) -> list[int]:
-        """Small pages per kind: ``pages`` of each kind that grows by tokens, and states."""
+    def demand_of(self, pages: int, states: int = 0, images: int = 0) -> list[int]:
+        """Small pages per kind: ``pages`` of each kind that grows by tokens, states, images."""
         demand = [0] * len(self.kinds)
         for kind in self.token_kinds:
             demand[kind] = pages
         if self.state_kind is not None:
             demand[self.state_kind] = states
+        if self.cross_kind is not None:
+            demand[self.cross_kind] = images
         return demand
 
     def available_size(self) -> int:

@@ -47,9 +47,9 @@ def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:
         raise RuntimeError(f"arena: decode allocation failed after its check: {error}") from error
     out_cache_loc = to_device(slots, arena.torch_device)
     if not arena.rows.shared:
-        batch.req_to_token_pool.write(
-            (batch.req_pool_indices, batch.seq_lens), out_cache_loc.to(torch.int32)
-        )
+        # In encoder-decoder models lengths count text; images come before it in the row.
+        lens = batch.seq_lens if arena.cross_kind is None else batch.seq_lens + batch.encoder_lens
+        batch.req_to_token_pool.write((batch.req_pool_indices, lens), out_cache_loc.to(torch.int32))
     return out_cache_loc
 
 

@@ -42,11 +42,12 @@ class DemandModel:
     def run_small_pages(self, plan: ArenaPlan) -> list[int]:
         """Longest open run per kind: a whole large page unless that is long for one request.
 
-        One small page for kinds that do not grow by tokens: they have no runs.
+        One small page for kinds that do not grow with the text: they have no runs.
         """
         longest = max(1, MAX_RUN_TOKENS // self.page_tokens)
+        apart = (Dependency.STATE, Dependency.CROSS)
         return [
-            min(kind.small_pages_per_large_page, longest if kind.spec.paged_by_tokens else 1)
+            1 if kind.spec.dependency in apart else min(kind.small_pages_per_large_page, longest)
             for kind in plan.kinds
         ]
 
@@ -80,7 +81,8 @@ class DemandModel:
                     one being taken
 
         Prefill needs less: its chunks shrink to a page when memory is that tight. A recurrent kind
-        needs :data:`LONE_REQUEST_STATES`.
+        needs :data:`LONE_REQUEST_STATES`. With cross layers any token may be an image's: all of
+        them are priced at the dearer of the two slots, and the other kind begins a large page.
         """
         full = -(-num_tokens // self.page_tokens)
         window = full
@@ -89,6 +91,11 @@ class DemandModel:
             interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
             window = min(full, 2 * span_pages + interval_pages + 3)
         pages_of = {Dependency.FULL: full, Dependency.STATE: LONE_REQUEST_STATES}
+        slots = {kind.spec.dependency: kind.slot_bytes for kind in plan.kinds}
+        if Dependency.CROSS in slots:
+            images_cost_more = slots[Dependency.CROSS] > slots[Dependency.FULL]
+            pages_of[Dependency.CROSS] = full if images_cost_more else 1
+            pages_of[Dependency.FULL] = 1 if images_cost_more else full
         return [pages_of.get(kind.spec.dependency, window) for kind in plan.kinds]
 
     def longest_request_tokens(self, plan: ArenaPlan) -> int:

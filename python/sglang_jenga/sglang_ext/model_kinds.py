@@ -20,6 +20,7 @@ from sglang_jenga.sglang_ext.states import StateLayers
 
 FULL = "full"
 WINDOW = "window"
+CROSS = "cross"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +40,12 @@ class AttentionLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelKinds:
-    """The kinds of a model: ``full`` always, ``window`` (windowed or chunked layers) and recurrent
-    ``states`` sometimes."""
+    """The kinds of a model: ``full`` always, ``window`` (windowed or chunked layers), ``cross``
+    (layers that attend to images) and recurrent ``states`` sometimes."""
 
     full: tuple[AttentionLayer, ...]
-    window: tuple[AttentionLayer, ...]
+    window: tuple[AttentionLayer, ...] = ()
+    cross: tuple[AttentionLayer, ...] = ()
     states: StateLayers | None = None
 
     @property
@@ -56,11 +58,13 @@ class ModelKinds:
         return bool(self.window) and self.window[0].dependency is Dependency.CHUNKED
 
     def specs(self, dtype: torch.dtype) -> tuple[KindSpec, ...]:
-        """Kind specs for a KV cache of ``dtype``: full, window, states, those there are."""
+        """Kind specs for a KV cache of ``dtype``: full, window, cross, states, those there are."""
         out = [_spec(FULL, Dependency.FULL, self.full, dtype, None)]
         if self.window:
             kind = self.window[0].dependency
             out.append(_spec(WINDOW, kind, self.window, dtype, self.span_tokens))
+        if self.cross:
+            out.append(_spec(CROSS, Dependency.CROSS, self.cross, dtype, None))
         if self.states is not None:
             out.append(self.states.spec())
         return tuple(out)
@@ -103,8 +107,6 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
         if not isinstance(module, RadixAttention):
             continue
         where = f"layer {module.layer_id} ({name})"
-        if module.is_cross_attention:
-            raise ConfigError(_unsupported(where, "cross attention", "it is not a kind here yet"))
         if module.attn_type is AttentionType.ENCODER_ONLY:
             continue  # reads the forward's own keys, stores nothing
         dependency, span = _dependency(module, chunk_tokens, where)
@@ -135,6 +137,8 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
 
 def _dependency(module: Any, chunk_tokens: int | None, where: str) -> tuple[Dependency, int | None]:
     window = module.sliding_window_size
+    if module.is_cross_attention:
+        return Dependency.CROSS, None
     if module.use_irope:
         if not chunk_tokens:
             raise ConfigError(
@@ -162,20 +166,15 @@ def group_layers(layers: Iterable[AttentionLayer], states: StateLayers | None = 
 
     Raises:
         ConfigError: layers of one kind differ in heads or dims, windows and chunks are mixed, no
-            layer attends to everything, or a layer in between stores nothing (each named).
+            layer attends to everything, cross attention lies beside windows or states, or a layer
+            in between stores nothing (each named).
     """
     full: list[AttentionLayer] = []
     window: list[AttentionLayer] = []
+    cross: list[AttentionLayer] = []
+    sides = {Dependency.FULL: full, Dependency.CROSS: cross}
     for layer in layers:
-        side = full if layer.dependency is Dependency.FULL else window
-        if side and side[0].heads() != layer.heads():
-            raise ConfigError(
-                _unsupported(
-                    f"layer {layer.layer_id}",
-                    f"other K/V heads (heads, K dim, V dim) {layer.heads()}",
-                    f"layer {side[0].layer_id} of the same kind has {side[0].heads()}",
-                )
-            )
+        side = sides.get(layer.dependency, window)
         if side and side[0].dependency is not layer.dependency:
             raise ConfigError(
                 _unsupported(
@@ -185,16 +184,44 @@ def group_layers(layers: Iterable[AttentionLayer], states: StateLayers | None = 
                 )
             )
         side.append(layer)
-    if not full:
+    kinds = ModelKinds(full=tuple(full), window=tuple(window), cross=tuple(cross), states=states)
+    _require_servable(kinds)
+    return kinds
+
+
+def _require_servable(kinds: ModelKinds) -> None:
+    """Raise ConfigError naming the first layer that SGLang or the arena cannot address."""
+    # One pool of SGLang's holds full and cross layers, and it has one shape.
+    for side in ((*kinds.full, *kinds.cross), kinds.window):
+        for layer in side:
+            if layer.heads() != side[0].heads():
+                raise ConfigError(
+                    _unsupported(
+                        f"layer {layer.layer_id}",
+                        f"other K/V heads (heads, K dim, V dim) {layer.heads()}",
+                        f"layer {side[0].layer_id}, in the same pool, has {side[0].heads()}",
+                    )
+                )
+    if not kinds.full:
+        first = (*kinds.window, *kinds.cross)[0]
         raise ConfigError(
             _unsupported(
-                f"layer {window[0].layer_id}",
-                f"{window[0].dependency} attention like every other layer",
+                f"layer {first.layer_id}",
+                f"{first.dependency} attention like every other layer",
                 "SGLang addresses requests by full-attention slots and there are none",
             )
         )
-    gap = next((i for i, layer in enumerate(full) if layer.layer_id != i), None)
-    if not window and states is None and gap is not None:
+    if kinds.cross and (kinds.window or kinds.states is not None):
+        raise ConfigError(
+            _unsupported(
+                f"layer {kinds.cross[0].layer_id}",
+                "cross attention in a model with windows or recurrent states",
+                "no model that SGLang serves combines them, so nothing was checked",
+            )
+        )
+    ids = sorted(layer.layer_id for layer in (*kinds.full, *kinds.cross))
+    gap = next((i for i, layer_id in enumerate(ids) if layer_id != i), None)
+    if not kinds.window and kinds.states is None and gap is not None:
         raise ConfigError(
             _unsupported(
                 f"layer {gap}",
@@ -202,7 +229,6 @@ def group_layers(layers: Iterable[AttentionLayer], states: StateLayers | None = 
                 "SGLang finds K/V buffers of such a model by layer number, without gaps",
             )
         )
-    return ModelKinds(full=tuple(full), window=tuple(window), states=states)
 
 
 def read_model_kinds(

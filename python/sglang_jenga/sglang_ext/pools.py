@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.plan import KindPlan
-from sglang_jenga.sglang_ext.model_kinds import FULL, WINDOW, AttentionLayer, ModelKinds
+from sglang_jenga.sglang_ext.model_kinds import CROSS, FULL, WINDOW, AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 
 _NO_COPY_OUT = (
@@ -22,7 +22,11 @@ _NO_COPY_OUT = (
 
 
 class ArenaKVPool(MHATokenToKVPool):
-    """K/V of one kind: per layer a ``[num_slots, heads, dim]`` view over the whole arena."""
+    """K/V of one kind: per layer a ``[num_slots, heads, dim]`` view over the whole arena.
+
+    ``cross``: further layers, of the cross kind, whose views count that kind's slots. SGLang keeps
+    them in one pool; a forward hands each layer the slots of its own kind.
+    """
 
     def __init__(
         self,
@@ -30,10 +34,15 @@ class ArenaKVPool(MHATokenToKVPool):
         kind: KindPlan,
         layers: tuple[AttentionLayer, ...],
         dtype: torch.dtype,
+        *,
+        cross: tuple[AttentionLayer, ...] = (),
     ) -> None:
         self._buffer = buffer
-        self._kind = kind
-        self._layers = layers
+        kind_of = {layer: kind for layer in layers}
+        for layer in cross:
+            kind_of[layer] = buffer.plan.kind(CROSS)
+        self._kind_of = kind_of
+        self._layers = layers = tuple(sorted(kind_of, key=lambda layer: layer.layer_id))
         page_tokens = buffer.plan.page_tokens
         heads, k_dim, v_dim = layers[0].heads()
         super().__init__(
@@ -65,7 +74,8 @@ class ArenaKVPool(MHATokenToKVPool):
 
     def _view(self, layer: AttentionLayer, part: str, dim: int) -> torch.Tensor:
         shape = (layer.num_kv_heads, dim)
-        return self._buffer.view(self._kind, layer.layer_id, part, self.store_dtype, shape)
+        kind = self._kind_of[layer]
+        return self._buffer.view(kind, layer.layer_id, part, self.store_dtype, shape)
 
     def _kv_tokens_per_row(self) -> int:
         return 1

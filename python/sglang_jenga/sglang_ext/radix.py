@@ -17,7 +17,8 @@ from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
-from sglang_jenga.sglang_ext.req_pool import HostRows
+from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
+from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
 from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
 from sglang_jenga.sglang_ext.tree import (
@@ -29,6 +30,7 @@ from sglang_jenga.sglang_ext.tree import (
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
@@ -50,7 +52,7 @@ class ArenaRadixCache(UnifiedRadixCache):
             self._req_pool.attach_tree(self)
         if not arena.rows.shared:
             self.req_to_token_pool = HostRows(self._req_pool)
-        #: Tokens evicted since start, by component; a snapshot field.
+        #: Tokens evicted since start, by component.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
 
     # ---- matched prefixes ------------------------------------------------------------------
@@ -59,7 +61,18 @@ class ArenaRadixCache(UnifiedRadixCache):
         """Full slot ids of the request's matched prefix, on the device for kernels."""
         host = super().prefix_device_indices(req)
         self._req_pool.matched_prefix[req.rid] = host
-        return to_device(host.numpy(), self._arena.torch_device)
+        return to_device(self._arena.rows.kernel_ids(host.numpy()), self._arena.torch_device)
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """Upstream's match; admission, which asks about this request next, learns of its images.
+
+        They are cached all or none (:class:`ImageTreeCore`).
+        """
+        result = super().match_prefix(params)
+        if self._arena.cross_kind is not None and params.req is not None:
+            is_hit = result.device_prefix_len > 0
+            self._arena.candidate_images = 0 if is_hit else image_tokens_of(params.req)
+        return result
 
     # ---- sliding ---------------------------------------------------------------------------
 
@@ -135,8 +148,17 @@ class ArenaRadixCache(UnifiedRadixCache):
             return 0
         if kind == FULL_INDEX:
             return int(self.full_evictable_size())
+        if kind == self._arena.cross_kind:
+            return int(self.tree_core.evictable_images)
         is_state = kind == self._arena.state_kind
         return int(self.mamba_evictable_size() if is_state else self.swa_evictable_size())
+
+    def evicted_tokens_by_kind(self) -> dict[str, int]:
+        """Tokens evicted since start, by the tree's names of the kinds."""
+        evicted = {component.name.lower(): n for component, n in self.evicted_tokens.items()}
+        if self._arena.cross_kind is not None:
+            evicted["cross"] = self.tree_core.evicted_images
+        return evicted
 
     def evict_until(self, satisfied: Callable[[], bool], *, sparing: bool = False) -> None:
         """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
@@ -214,9 +236,12 @@ def build_radix_cache(ctx: TreeCacheBuildContext) -> ArenaRadixCache:
         ComponentType.SWA: ArenaWindowComponent,
         ComponentType.MAMBA: ArenaStateComponent,
     }
+    if allocator.cross_kind is not None:
+        ctx.params.component_registry_override[ComponentType.FULL] = ImageAwareFullComponent
     return create_unified_radix_cache(ctx, cache_class=ArenaRadixCache)
 
 
 def make_tree_core(params: Any, components: dict[ComponentType, Any]) -> ArenaTreeCore:
     """Factory for SGLang's tree core registry."""
-    return ArenaTreeCore(params, components)
+    has_images = params.token_to_kv_pool_allocator.cross_kind is not None
+    return (ImageTreeCore if has_images else ArenaTreeCore)(params, components)

@@ -59,6 +59,8 @@ ATTENTION_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", "trtllm_mha", "jenga
 UNTRANSLATED_BACKEND = "torch_native"
 #: Those that compute chunked-local attention; the others would attend to the whole prefix.
 CHUNKED_BACKENDS = ("fa3", "fa4", "jenga_ref")
+#: Encoder-decoder models whose images were checked as a kind.
+ENCODER_ARCHITECTURES = ("MllamaForConditionalGeneration",)
 
 _STRIDED = "it copies per-layer contiguous regions, and the arena interleaves layers in a slot"
 _DROP = "drop the flag"

@@ -9,16 +9,20 @@ itself is caught too. Models are refused after they are built, when their layers
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.sglang_ext.config import load_config
 from sglang_jenga.sglang_ext.refusal_table import (
     ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
+    ENCODER_ARCHITECTURES,
     REFUSALS,
     Refusal,
 )
+
+if TYPE_CHECKING:
+    from sglang_jenga.sglang_ext.model_kinds import ModelKinds
 
 
 def problem(row: Refusal, value: Any) -> str:
@@ -78,6 +82,29 @@ def check_backends(backends: Iterable[str | None], *, has_windows: bool, is_chun
                 f"this model: it would read {what} wrongly. Instead: use one of "
                 f"{', '.join(allowed)}."
             )
+
+
+def require_checked_encoder(
+    kinds: ModelKinds, architectures: Iterable[str], page_size: int
+) -> None:
+    """Refuse encoder-decoder models, and page sizes for them, that were not checked.
+
+    Raises:
+        ConfigError: naming the model or the flag.
+    """
+    name = next(iter(architectures))
+    if name not in ENCODER_ARCHITECTURES or not kinds.cross:
+        raise ConfigError(
+            f"--radix-cache-backend jenga does not support {name}: of encoder-decoder models only "
+            f"{', '.join(ENCODER_ARCHITECTURES)} was checked. Drop --radix-cache-backend to serve "
+            "it with SGLang's own pools."
+        )
+    if page_size != 1:
+        raise ConfigError(
+            f"--page-size (value {page_size}) does not work with --radix-cache-backend jenga for "
+            f"{name}: SGLang looks for the last slot of a request without counting its images. "
+            "Instead: use --page-size 1."
+        )
 
 
 def reject_beam_search() -> str:

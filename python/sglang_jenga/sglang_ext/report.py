@@ -50,8 +50,5 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
         "geometry": plan.geometry,
         "longest_request_tokens": arena.demand.longest_request_tokens(plan),
         "kinds": kinds,
-        "evicted_tokens": {
-            component.name.lower(): tokens
-            for component, tokens in getattr(tree_cache, "evicted_tokens", {}).items()
-        },
+        "evicted_tokens": getattr(tree_cache, "evicted_tokens_by_kind", dict)(),
     }

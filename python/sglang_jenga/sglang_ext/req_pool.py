@@ -27,12 +27,25 @@ class Extent:
     """Positions ``[start, end)`` of ``row`` that the next allocation fills.
 
     ``prefix`` holds host slot ids of ``[0, start)`` when the row is new and matched a prefix.
+    ``image_tokens``: positions ``[0, image_tokens)`` are images, held by the cross kind alone.
     """
 
     row: int
     start: int
     end: int
     prefix: torch.Tensor | None
+    image_tokens: int = 0
+
+    @property
+    def new_image_tokens(self) -> int:
+        """How many of the positions are images."""
+        return max(0, min(self.end, self.image_tokens) - self.start)
+
+
+def image_tokens_of(req: Req) -> int:
+    """Positions at the start of a request that are images (encoder-decoder models only)."""
+    images = req.multimodal_inputs
+    return (images.num_image_tokens or 0) if images is not None else 0
 
 
 class ArenaReqToTokenPool(ReqToTokenPool):
@@ -43,10 +56,16 @@ class ArenaReqToTokenPool(ReqToTokenPool):
     """
 
     def __init__(
-        self, size: int, max_context_len: int, device: str, enable_memory_saver: bool
+        self,
+        size: int,
+        max_context_len: int,
+        device: str,
+        enable_memory_saver: bool,
+        *,
+        image_base: int | None = None,
     ) -> None:
         ReqToTokenPool.__init__(self, size, max_context_len, device, enable_memory_saver)
-        self.rows = RowTable(self.req_to_token)
+        self.rows = RowTable(self.req_to_token, image_base)
         self.num_rows = self._alloc_size
         self._arena: ArenaAllocatorBase | None = None
         self._extents: list[Extent] = []
@@ -59,6 +78,7 @@ class ArenaReqToTokenPool(ReqToTokenPool):
 
     def alloc(self, reqs: list[Req]) -> list[int] | None:
         new = [not req.kv.holds_kv for req in reqs]
+        has_images = self.rows.image_base is not None
         rows = ReqToTokenPool.alloc(self, reqs)
         if rows is None:
             return None
@@ -68,11 +88,17 @@ class ArenaReqToTokenPool(ReqToTokenPool):
                 start=req.prefix_len,
                 end=req.extend_end,
                 prefix=self.matched_prefix.pop(req.rid, None) if is_new else None,
+                image_tokens=image_tokens_of(req) if has_images else 0,
             )
             for req, row, is_new in zip(reqs, rows, new, strict=True)
         ]
         self.matched_prefix.clear()
         return rows
+
+    @property
+    def new_image_tokens(self) -> int:
+        """Image positions that the next allocation fills."""
+        return sum(extent.new_image_tokens for extent in self._extents)
 
     def take_extents(self, num_tokens: int) -> list[Extent]:
         """Extents of the batch whose tokens are being allocated.

@@ -26,7 +26,7 @@ from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
-from sglang_jenga.sglang_ext.refusals import check_backends
+from sglang_jenga.sglang_ext.refusals import check_backends, require_checked_encoder
 from sglang_jenga.sglang_ext.states import STATE, StateLayers
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ def classify(runner: Any) -> None:
             "strides of a state. Drop --radix-cache-backend to serve it with SGLang's own pools."
         )
     kinds = read_model_kinds(runner.model, config.attention_chunk_size, states)
+    if config.is_encoder_decoder:
+        require_checked_encoder(kinds, config.hf_config.architectures, runner.page_size)
+        runner.model.images_apart = True
     check_backends(
         attention_backends(), has_windows=bool(kinds.window), is_chunked=kinds.is_chunked
     )
@@ -225,6 +228,10 @@ def size_arena(
         # SGLang admits no more requests at once than it has states: here, as many as could fit.
         most = plan.usable_large_pages * plan.kind(STATE).slots_per_large_page
         get_context().override("jenga.arena", max_mamba_cache_size=most)
+    if setup.kinds.cross:
+        # SGLang's idle check counts text in this number; admission knows the longest request.
+        text = plan.usable_large_pages * plan.kinds[0].slots_per_large_page
+        return MemoryPoolConfig(max_total_num_tokens=text)
     if not setup.kinds.window:
         return MemoryPoolConfig(max_total_num_tokens=longest)
     return MemoryPoolConfig(
@@ -327,11 +334,18 @@ def build_rows(
 
     ``snapshot_grid_tokens``: where prefill leaves states for others, None: it leaves none.
     """
+    from sglang_jenga.sglang_ext.cross import image_base
     from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
     from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
 
     if kinds.states is None:
-        return ArenaReqToTokenPool(num_rows, context_tokens, device, enable_memory_saver=False)
+        return ArenaReqToTokenPool(
+            num_rows,
+            context_tokens,
+            device,
+            enable_memory_saver=False,
+            image_base=image_base(buffer.plan) if kinds.cross else None,
+        )
     return ArenaStateReqPool(
         num_rows,
         context_tokens,
@@ -356,6 +370,7 @@ def build_allocator(
 
     ``device``: where the tables lie that kernels read.
     """
+    from sglang_jenga.sglang_ext.cross import CrossArenaAllocator
     from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
     from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool, state_model_pool
     from sglang_jenga.sglang_ext.uniform import StateArenaAllocator, UniformArenaAllocator
@@ -364,8 +379,10 @@ def build_allocator(
     if kinds.window:
         hybrid = ArenaHybridKVPool(buffer, kinds, dtype)
         return HybridArenaAllocator(plan, hybrid, req_pool, demand, dtype, device)
-    pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, dtype)
+    pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, dtype, cross=kinds.cross)
     pool.mem_usage = plan.arena_bytes / 2**30
+    if kinds.cross:
+        return CrossArenaAllocator(plan, pool, req_pool, demand, dtype, device)
     if kinds.states is not None:
         over_states = state_model_pool(pool, kinds, req_pool)
         return StateArenaAllocator(plan, over_states, req_pool, demand, dtype, device)

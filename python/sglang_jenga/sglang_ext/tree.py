@@ -108,15 +108,14 @@ class ArenaTreeCore(UnifiedTreeCore):
     def __init__(self, params: Any, components: dict[ComponentType, Any]) -> None:
         self._leaf_heap: list[tuple[float, int]] = []
         self._queued: set[int] = set()
-        plan = params.token_to_kv_pool_allocator.plan
+        arena = params.token_to_kv_pool_allocator
         #: Kinds that may be gone from a node whose full slots are still there.
         self._piece_kinds = [
             ct for ct in (ComponentType.SWA, ComponentType.MAMBA) if ct in components
         ]
         tree_kinds = (ComponentType.FULL, *self._piece_kinds)
-        self._slot_bytes = {
-            ct: kind.slot_bytes for ct, kind in zip(tree_kinds, plan.kinds, strict=True)
-        }
+        own = (kind for index, kind in enumerate(arena.plan.kinds) if index != arena.cross_kind)
+        self._slot_bytes = {ct: kind.slot_bytes for ct, kind in zip(tree_kinds, own, strict=True)}
         super().__init__(params, components)
         # Tree values are host tensors whatever the KV device is.
         self.device = torch.device("cpu")

@@ -101,13 +101,19 @@ def _publish(new: Path, out: Path, old: Path, manifest: object) -> None:
 
 def _write(spec: TinySpec, seed: int, directory: Path) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        GenerationConfig,
+    )
 
     from sglang_jenga.tiny.weights import initialise
 
     # A copy: configuration classes fill in and rewrite the dictionaries they are given.
     config = AutoConfig.for_model(spec.model_type, **copy.deepcopy(dict(spec.config)))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    auto = AutoModelForImageTextToText if spec.image_processor else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     initialise(
         model,
         seed=seed,
@@ -123,7 +129,13 @@ def _write(spec: TinySpec, seed: int, directory: Path) -> None:
     with _silent_progress():
         model.save_pretrained(directory)
     _adapt_config(spec, directory / "config.json")
-    tokenizer.save(directory, max_length_tokens=config.max_position_embeddings)
+    if spec.image_processor:
+        _write_json(directory / "preprocessor_config.json", spec.image_processor)
+    tokenizer.save(
+        directory,
+        max_length_tokens=config.get_text_config().max_position_embeddings,
+        takes_images=bool(spec.image_processor),
+    )
 
 
 @contextlib.contextmanager

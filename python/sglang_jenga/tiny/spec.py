@@ -31,6 +31,8 @@ class TinySpec:
         embedding_std: standard deviation of one embedding element; ``hidden_size ** -0.5`` for
             families that multiply embeddings by ``sqrt(hidden_size)``, so that the residual stream
             starts at 1.
+        image_processor: ``preprocessor_config.json`` of a model that takes images, empty for
+            others.
     """
 
     family: str
@@ -41,6 +43,7 @@ class TinySpec:
     legacy_rope: bool = False
     rewritten: Mapping[str, object] = field(default_factory=dict)
     embedding_std: float = 1.0
+    image_processor: Mapping[str, object] = field(default_factory=dict)
 
 
 def layer_types(*, layers: int, local: str, period: int, full_first: bool = False) -> list[str]:

@@ -24,12 +24,14 @@ from sglang_jenga.tiny.spec import (
 )
 from sglang_jenga.tiny.state_specs import STATE_FAMILIES, STATE_SPECS
 from sglang_jenga.tiny.tokenizer import VOCAB_SIZE
+from sglang_jenga.tiny.vision_specs import IMAGE_FAMILIES, IMAGE_SPECS
 
 __all__ = [
     "ATTENTION_FAMILIES",
     "BENCH",
     "DEMO",
     "FAMILIES",
+    "IMAGE_FAMILIES",
     "SPECS",
     "STATE_FAMILIES",
     "TEST",
@@ -270,6 +272,7 @@ _ALL = (
     _olmo3(),
     _exaone4(),
     *STATE_SPECS,
+    *IMAGE_SPECS,
 )
 SPECS: Mapping[tuple[str, str], TinySpec] = {(s.family, s.preset): s for s in _ALL}
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(s.family for s in _ALL))

@@ -28,10 +28,21 @@ TURN_START, TURN_END = "<|turn_start|>", "<|turn_end|>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, TURN_START, TURN_END)
 PAD_ID, BOS_ID, EOS_ID, TURN_START_ID, TURN_END_ID = range(len(SPECIAL_TOKENS))
 
-CHAT_TEMPLATE = (
+IMAGE, IMAGE_ID = "<|image|>", VOCAB_SIZE
+"""Where an image stands in a prompt. Beyond the vocabulary, as in Llama 3.2 Vision: no answer has
+it."""
+
+_CONTENT = "{{ message['content'] | trim }}"
+_CONTENT_WITH_IMAGES = (
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% else %}<|image|>{% endif %}"
+    "{% endfor %}{% endif %}"
+)
+_CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
-    "<|turn_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|turn_end|>\n"
+    "<|turn_start|>{{ message['role'] }}\nCONTENT<|turn_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|turn_start|>assistant\n{% endif %}"
 )
@@ -80,9 +91,17 @@ def quiet_token_ids() -> list[int]:
     return quiet
 
 
-def save(directory: Path, *, max_length_tokens: int) -> None:
+def save(directory: Path, *, max_length_tokens: int, takes_images: bool = False) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` (with the chat template)."""
-    train().save(str(directory / "tokenizer.json"))
+    tokenizer = train()
+    if takes_images:
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        tokenizer.add_special_tokens([IMAGE])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    content = _CONTENT_WITH_IMAGES if takes_images else _CONTENT
+    template = _CHAT_TEMPLATE.replace("CONTENT", content)
+    if takes_images:  # where transformers' processors look for it
+        (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -91,7 +110,7 @@ def save(directory: Path, *, max_length_tokens: int) -> None:
         "additional_special_tokens": [TURN_START, TURN_END],
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length_tokens,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": template,
     }
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")

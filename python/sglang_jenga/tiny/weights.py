@@ -34,6 +34,7 @@ from torch import nn
 
 from sglang_jenga.tiny import jamba_spec
 from sglang_jenga.tiny.state_weights import draw_state_parameter
+from sglang_jenga.tiny.vision_weights import draw_vision_parameter
 
 SCORE_STD = 2.2
 ATTENTION_GAIN = 2.0
@@ -66,6 +67,7 @@ _UNIT_GAIN = (
     "in_proj_ba",
     "w1",
     "w3",
+    "multi_modal_projector",
 )
 
 
@@ -97,7 +99,7 @@ class _Plan:
     """Mean, scale and shape rules for one model's parameters, by the last parts of their names."""
 
     def __init__(self, model: nn.Module, embedding_std: float) -> None:
-        config = model.config
+        config = model.config.get_text_config()
         self._hidden = config.hidden_size
         self._per_layer_width = getattr(config, "hidden_size_per_layer_input", 0)
         self._embedding_std = embedding_std
@@ -125,7 +127,11 @@ class _Plan:
         noise = torch.randn(like.shape, generator=rng)
         if self._is_jamba and ".mamba." in name:
             return jamba_spec.draw(name, noise)
+        if ".vision_model." in name:
+            return draw_vision_parameter(name, noise)
         owner, _, leaf = name.rpartition(".")
+        if leaf.startswith("cross_attn_"):  # opens cross attention, which starts closed
+            return torch.ones_like(noise)
         module = owner.rpartition(".")[2]
         state = draw_state_parameter(name, noise, rng)
         if state is not None:
