@@ -7,9 +7,9 @@ DIR (or the environment variable JUDGE_DIR) holds the judge's ``common.py``: mod
 streams, the continuous-batching loop and the metrics, the same for every manager it scores. This
 file only translates between that loop and the server's classes, none of which is replaced:
 
-* ``ArenaReqToTokenPool``, ``ArenaKVPool`` / ``ArenaHybridKVPool``, ``UniformArenaAllocator`` /
-  ``HybridArenaAllocator`` over the ``ArenaPlan`` of the model's true geometry and budget. The
-  buffer lies on torch's "meta" device: slot ids live on the host, so no byte needs to exist.
+* ``ArenaReqToTokenPool``, ``ArenaKVPool`` / ``ArenaHybridKVPool`` and the allocator of the model's
+  kinds over the ``ArenaPlan`` of its true geometry and budget. The buffer lies on torch's "meta"
+  device: slot ids live on the host, so no byte needs to exist.
 * ``ArenaRadixCache`` on ``ArenaTreeCore``, built through the factory that the server's registry
   calls, and SGLang's own ``Req``: match is ``Req.init_next_round_input``, publishing a chunk is
   ``checkpoint_kv_cache``, end and retraction are ``release_kv_cache``.
@@ -113,6 +113,8 @@ class JengaPeer(Peer):
         if fits:
             rows = np.array([req.kv.req_pool_idx for req in reqs], dtype=np.int64)
             lens = np.array([req.kv.kv_committed_len for req in reqs], dtype=np.int64)
+            if self.arena.cross_kind is not None:  # SGLang's decode batches count text alone
+                lens -= self.arena.image_tokens[rows]
             decode_step(self.arena, self.tree, reqs, rows, lens)
             for r, req in zip(due, reqs, strict=True):
                 req.decode_batch_idx += 1
@@ -145,14 +147,15 @@ class JengaPeer(Peer):
         """Ask admission for a newcomer, with its prefix pinned; the answer is for :meth:`admit`."""
         start = time.perf_counter()
         lock = self.tree.lock(r.peer.last_node)
-        extend = r.seq_len - hit
+        images = self.arena.candidate_images  # the judge's lengths count text alone
+        extend = images + r.seq_len - hit
         self.admitted, limit = self._budget().check_prefill(
             extend_input_len=extend,
             total_tokens=extend + 1,
             max_new_tokens=0,
-            input_tokens=r.seq_len,
+            input_tokens=r.img + r.seq_len,
             swa_host_hit_length=0,
-            chunk_limit=n,
+            chunk_limit=images + n,
         )
         if self.admitted:
             r.peer.lock = lock
@@ -160,7 +163,7 @@ class JengaPeer(Peer):
             self.tree.unlock(lock)
             r.peer.kv.mamba_cow_src_index = None
         self.timers.add("admit", time.perf_counter() - start)
-        return n if limit is None else min(n, limit)
+        return n if limit is None else min(n, limit - images)
 
     @staticmethod
     def _decodes(r: SReq) -> bool:
@@ -175,17 +178,23 @@ class JengaPeer(Peer):
                 sampling_params=SamplingParams(max_new_tokens=r.out_len),
                 vocab_size=1 << 31,
             )
+            if r.img:  # its image comes first, every token of it alike
+                pad = (1 << 40) + r.idx
+                r.peer.origin_input_ids = array("q", [pad]) * r.img + r.peer.origin_input_ids
+                r.peer.multimodal_inputs = SimpleNamespace(
+                    num_image_tokens=r.img, mrope_positions=None
+                )
         start = time.perf_counter()
         r.peer.init_next_round_input(self.tree)
         self.timers.add("match", time.perf_counter() - start)
-        return int(r.peer.prefix_len)
+        return max(0, int(r.peer.prefix_len) - r.img)
 
     def admit(self, r: SReq, n: int, hit: int) -> bool:
         if not self.admitted:
             return False
         start = time.perf_counter()
-        self._budget().reserve(n, 0, chunk_limit=n)
-        r.peer.extend_end = hit + n
+        self._budget().reserve(self.arena.candidate_images + n, 0, chunk_limit=n)
+        r.peer.extend_end = r.img + hit + n
         self.newcomers.append(r)
         self.running.append(r)
         self.timers.add("admit", time.perf_counter() - start)
@@ -314,7 +323,7 @@ class JengaPeer(Peer):
             "audit": audit,
             "mean_reserved_over_budget": round(float(means[1]), 5),
             "mean_holes_over_budget": round(float(means[2]), 5),
-            "evicted_tokens": {ct.name.lower(): n for ct, n in self.tree.evicted_tokens.items()},
+            "evicted_tokens": self.tree.evicted_tokens_by_kind(),
         }
         self.tree.evict_until(lambda: False)
         out["audit_after_evicting_all"] = self.arena.core.audit()

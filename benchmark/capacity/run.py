@@ -34,6 +34,7 @@ MODELS = (
     "gpt-oss-20b",
     "ministral-8b",
     "llama4-scout",
+    "llama32-11b-vision",
     "jamba-v0.1",
     "qwen3-next-80b",
     "qwen3-next-80b-fp32ssm",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,12 @@ from sglang_jenga.sglang_ext.state_strategy import LAZY
 from sglang_jenga.sglang_ext.states import StateLayers
 
 DTYPE = torch.bfloat16
-DEPENDENCY = {"full": Dependency.FULL, "swa": Dependency.WINDOW, "chunk": Dependency.CHUNKED}
+DEPENDENCY = {
+    "full": Dependency.FULL,
+    "swa": Dependency.WINDOW,
+    "chunk": Dependency.CHUNKED,
+    "cross": Dependency.CROSS,
+}
 #: More rows than any row of the judge runs at once; a row costs 4 bytes per position of memory.
 MAX_ROWS = 512
 #: Grid of prefill snapshots: the chunk of SGLang's gated-delta-net kernels, as for every peer.
@@ -52,12 +56,6 @@ class ServerParts:
 
 def kinds_of(model: Any) -> ModelKinds:
     """The judge's geometry as the layers that the plugin would read off the built model."""
-    unknown = sorted({group.kind for group in model.groups} - {*DEPENDENCY, "mamba"})
-    if unknown:
-        sys.exit(
-            f"model {model.name} has layers of kind {', '.join(unknown)}: the arena does not serve "
-            f"them yet, only {', '.join(DEPENDENCY)}"
-        )
     layers: list[AttentionLayer] = []
     states = None
     layer_id = 0

@@ -11,6 +11,8 @@ from typing import Any
 
 import requests
 
+from server.pictures import data_url
+
 TIMEOUT_SECONDS = 300.0
 
 
@@ -29,6 +31,7 @@ class Request:
 
     sampling: constraints such as ``regex``. lora: name of the adapter, None: the base model.
     prompt_logprobs: also score every prompt token (no cached prefix can serve such a request).
+    pictures: names (:mod:`server.pictures`), one for each image token among the ids.
     """
 
     input_ids: tuple[int, ...]
@@ -36,6 +39,7 @@ class Request:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: str | None = None
     prompt_logprobs: bool = False
+    pictures: tuple[int, ...] = ()
 
     def body(self, **extra: Any) -> dict[str, Any]:
         """The body of ``POST /generate``; ``extra`` says how to serve, not what to answer."""
@@ -55,26 +59,42 @@ class Request:
             body["logprob_start_len"] = 0
         if self.lora is not None:
             body["lora_path"] = self.lora
+        if self.pictures:
+            body["image_data"] = [data_url(name) for name in self.pictures]
         return body | extra
 
     @property
     def key(self) -> str:
         """Names the request in a file of recorded answers."""
         how = (self.max_new_tokens, dict(self.sampling), self.lora, self.prompt_logprobs)
+        how = (*how, self.pictures) if self.pictures else how
         return json.dumps([self.input_ids, *how], sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """One greedy turn of ``POST /v1/chat/completions``; ``messages`` are (role, content)."""
+    """One greedy turn of ``POST /v1/chat/completions``; ``messages`` are (role, content).
+
+    pictures: names (:mod:`server.pictures`); they come before the text of the first message.
+    """
 
     messages: tuple[tuple[str, str], ...]
     max_new_tokens: int
+    pictures: tuple[int, ...] = ()
 
     def body(self) -> dict[str, Any]:
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": text} for role, text in self.messages
+        ]
+        if self.pictures:
+            urls = [{"url": data_url(name)} for name in self.pictures]
+            messages[0]["content"] = [
+                *({"type": "image_url", "image_url": url} for url in urls),
+                {"type": "text", "text": messages[0]["content"]},
+            ]
         return {
             "model": "default",
-            "messages": [{"role": role, "content": text} for role, text in self.messages],
+            "messages": messages,
             "temperature": 0.0,
             "max_tokens": self.max_new_tokens,
             "logprobs": True,
@@ -82,7 +102,9 @@ class Chat:
 
     @property
     def key(self) -> str:
-        return json.dumps(["chat", self.messages, self.max_new_tokens], separators=(",", ":"))
+        what = ["chat", self.messages, self.max_new_tokens]
+        what = [*what, self.pictures] if self.pictures else what
+        return json.dumps(what, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +139,12 @@ class Client:
 
     def generate(self, request: Request, **extra: Any) -> Answer:
         """Raises Refused with the server's message."""
-        return _answer(self._post("/generate", request.body(**extra)))
+        return _answer(self.post("/generate", request.body(**extra)))
 
     def generate_many(self, request: Request, n: int) -> list[Answer]:
         """``n`` samples of one request (parallel sampling)."""
         body = request.body(sampling={"n": n})
-        return [_answer(item) for item in self._post("/generate", body)]
+        return [_answer(item) for item in self.post("/generate", body)]
 
     def stream(self, request: Request, **extra: Any) -> Iterator[Answer]:
         """The answer so far, after every event of a streamed completion."""
@@ -133,7 +155,7 @@ class Client:
             yield _answer(event)
 
     def chat(self, chat: Chat) -> Answer:
-        reply = self._post("/v1/chat/completions", chat.body())
+        reply = self.post("/v1/chat/completions", chat.body())
         choice, usage = reply["choices"][0], reply["usage"]
         tokens = choice["logprobs"]["content"]
         return Answer(
@@ -155,14 +177,14 @@ class Client:
     # ---- control ---------------------------------------------------------------------------
 
     def abort(self, rid: str) -> None:
-        self._post("/abort_request", {"rid": rid}, parse=False)
+        self.post("/abort_request", {"rid": rid}, parse=False)
 
     def open_session(self, *, streaming: bool) -> str:
         body = {"capacity_of_str_len": 100_000, "streaming": streaming}
-        return str(self._post("/open_session", body))
+        return str(self.post("/open_session", body))
 
     def close_session(self, session_id: str) -> None:
-        self._post("/close_session", {"session_id": session_id}, parse=False)
+        self.post("/close_session", {"session_id": session_id}, parse=False)
 
     def flush(self, *, wait_seconds: float = 0.0) -> bool:
         """Drop the prefix cache; False: refused, because requests are running."""
@@ -184,7 +206,7 @@ class Client:
 
     # ---- HTTP ------------------------------------------------------------------------------
 
-    def _post(self, path: str, body: Mapping[str, Any], *, parse: bool = True) -> Any:
+    def post(self, path: str, body: Mapping[str, Any], *, parse: bool = True) -> Any:
         reply = requests.post(f"{self.url}{path}", json=body, timeout=TIMEOUT_SECONDS)
         if reply.status_code != 200:
             raise Refused(reply.status_code, reply.text)

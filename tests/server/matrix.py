@@ -54,7 +54,8 @@ def prepare(name: str, work_dir: Path) -> Family:
 def _workload() -> str:
     """Hash of what the scenarios ask: recorded answers may lack those of a changed workload."""
     here = Path(__file__).parent
-    sources = (here / "prompts.py").read_bytes() + (here / "scenarios.py").read_bytes()
+    names = ("prompts.py", "scenarios.py", "image_scenarios.py", "pictures.py")
+    sources = b"".join((here / name).read_bytes() for name in names)
     return hashlib.sha256(sources).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from server import prompts
 from server.client import Answer, Chat, Refused, Request
+from server.image_scenarios import IMAGE_SCENARIOS
 from server.run import ENDS_ONLY, Failed, Run, Scenario
 
 # ---- prefixes ----------------------------------------------------------------------------------
@@ -377,8 +378,10 @@ def abort_decode(run: Run) -> None:
     def talk(number: int) -> Answer:
         request = prompts.TALKATIVE[number]
         answer = None
-        for answer in run.client.stream(request, rid=f"talk-{number}"):
-            if len(answer.tokens) == 1:
+        for event in run.client.stream(request, rid=f"talk-{number}"):
+            # Under load a first event may hold several tokens.
+            first, answer = answer is None, event
+            if first:
                 spoke.wait(timeout=120.0)
                 if number == gone:
                     break  # closes the connection
@@ -440,4 +443,7 @@ _ALL = (
     forced_retraction, flush_under_load, streaming, parallel_sampling, prompt_logprobs, constraints,
     lora, sessions, streaming_sessions, abort_prefill, abort_decode, too_long,
 )  # fmt: skip
-SCENARIOS = {play.__name__: Scenario(name=play.__name__, play=play) for play in _ALL}
+SCENARIOS = {
+    **{play.__name__: Scenario(name=play.__name__, play=play) for play in _ALL},
+    **IMAGE_SCENARIOS,
+}

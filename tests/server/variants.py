@@ -11,6 +11,7 @@ from pathlib import Path
 from server import adapter
 from server.launch import ServerSpec
 from server.run import ENDS_ONLY, Setting
+from sglang_jenga.tiny import IMAGE_FAMILIES
 
 _PREFIXES = ("uncached", "prefill_hit", "decode_hit", "branching", "multi_turn")
 _LOAD = ("concurrent_8", "concurrent_32")
@@ -140,11 +141,31 @@ TIGHT_STATES: Mapping[str, int] = {"jamba": 4}
 MOSTLY_STATES = ("jamba",)
 
 
+#: Families that take images -> variant -> what is asked of them. Their prompts are computed in one
+#: go (nothing can be aborted between chunks) and their pages are single tokens.
+_IMAGES = ("images_hit", "images_branch", "images_multi_turn", "images_crowd", "images_abort")
+_IMAGES_UNDER_PRESSURE = ("images_crowd", "images_hit", "images_abort")
+IMAGE_SCENARIOS_OF: Mapping[str, tuple[str, ...]] = {
+    "plain": (*_IMAGES, *(s for s in EVERYTHING if s != "abort_prefill")),
+    "no_overlap": (*_IMAGES, "concurrent_8"),
+    "tight": (*_IMAGES_UNDER_PRESSURE, *UNDER_PRESSURE),
+    "tight_no_radix": (*_IMAGES_UNDER_PRESSURE, "pressure"),
+    "retract": ("images_crowd", "images_hit", "forced_retraction"),
+    "tensor_parallel": (*_IMAGES_UNDER_PRESSURE, "concurrent_8"),
+}
+
+
 def variants_of(family: str) -> tuple[Variant, ...]:
     """The variants that make sense for a family, with what its kinds need.
 
     States that are cached at the ends of requests only need pages of one token.
     """
+    if family in IMAGE_FAMILIES:
+        return tuple(
+            replace(v, scenarios=IMAGE_SCENARIOS_OF[v.name])
+            for v in VARIANTS
+            if v.name in IMAGE_SCENARIOS_OF
+        )
     grid = STATE_GRID_TOKENS.get(family)
     if grid is None:
         return tuple(v for v in VARIANTS if not v.states_only)
@@ -196,10 +217,11 @@ def _env(reference: str) -> dict[str, str]:
     return {}
 
 
-#: SGLang lacks these architectures: their stock servers get the model file, and only that.
+#: SGLang lacks these architectures, or answers some batches wrongly (mllama): their stock servers
+#: get the model file, and only that.
 _MODEL_FILES = {
     family: {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models"}
-    for family in ("ministral", "jamba")
+    for family in ("ministral", "jamba", "mllama")
 }
 
 

@@ -197,7 +197,7 @@ class ArenaPrefillBudget(PrefillBudget):
                 return True, chunk_limit
             if chunk_limit is not None:
                 shorter = self._largest_chunk_now(now, NEWCOMER_STATES)
-                if shorter:
+                if shorter > self.allocator.candidate_images:  # they are computed in one go
                     return True, shorter
         elif self._admits(extend_input_len, total_tokens, max_new_tokens, chunk_limit, now):
             return True, chunk_limit

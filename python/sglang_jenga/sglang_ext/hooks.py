@@ -158,6 +158,20 @@ HOOKS: tuple[Hook, ...] = (
         upstream="a cut-window step in SWAComponent",
     ),
     Hook(
+        target=f"{_CORE}._add_new_node",
+        parameters=("self", "parent", "key", "value"),
+        kind="uses",
+        reason="overridden: a node of the tree is all image or all text",
+        upstream="node boundaries that components ask for",
+    ),
+    Hook(
+        target=f"{_CORE}._create_match_validators",
+        parameters=("self", "params", "match_device_only"),
+        kind="uses",
+        reason="overridden: a request hits all of its images or none",
+        upstream="hand the match parameters to a component's validator",
+    ),
+    Hook(
         target=(f"{_SRT}.mem_cache.unified_cache.unified_tree_core.UnifiedLRUList._add_node_after"),
         parameters=("self", "prev_node", "new_node"),
         kind="uses",

@@ -13,6 +13,7 @@ from sglang_jenga.tiny.build import build
 from sglang_jenga.tiny.specs import (
     ATTENTION_FAMILIES,
     FAMILIES,
+    IMAGE_FAMILIES,
     SPECS,
     STATE_FAMILIES,
     TinySpec,
@@ -22,6 +23,7 @@ from sglang_jenga.tiny.specs import (
 __all__ = [
     "ATTENTION_FAMILIES",
     "FAMILIES",
+    "IMAGE_FAMILIES",
     "SPECS",
     "STATE_FAMILIES",
     "TinySpec",
