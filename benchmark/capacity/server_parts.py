@@ -19,11 +19,11 @@ from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext import plugin
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+from sglang_jenga.sglang_ext.assembly import build_allocator, build_rows
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
-from sglang_jenga.sglang_ext.setup import build_allocator, build_rows
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from sglang_jenga.sglang_ext.states import StateLayers
 

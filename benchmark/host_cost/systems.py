@@ -33,11 +33,11 @@ from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext import decode
+from sglang_jenga.sglang_ext.assembly import build_allocator
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.radix import build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
-from sglang_jenga.sglang_ext.setup import build_allocator
 
 DTYPE = torch.bfloat16
 HEADS, DIM = 1, 8

@@ -29,11 +29,11 @@ from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext import decode
+from sglang_jenga.sglang_ext.assembly import build_allocator, build_rows
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
-from sglang_jenga.sglang_ext.setup import build_allocator, build_rows
 from sglang_jenga.sglang_ext.states import StateLayers
 
 DTYPE = torch.bfloat16

@@ -69,9 +69,8 @@ class ArenaPrefillBudget(PrefillBudget):
     ) -> bool:
         """Could this many more slots per kind fit once all evictable slots are gone?
 
-        Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
-        ``ceil((pinned + asked) / small_pages_per_large_page)``. ``images``: so many of a
-        newcomer's tokens are an image's; SGLang counts them among the full ones.
+        ``images``: so many of a newcomer's tokens are an image's; SGLang counts them among the
+        full ones.
         """
         arena = self.allocator
         asked = arena.demand_of(0)
@@ -85,12 +84,7 @@ class ArenaPrefillBudget(PrefillBudget):
             )
         for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
             asked[kind] = self._pages(tokens)
-        large = 0
-        for kind, plan in enumerate(arena.plan.kinds):
-            evictable = self.tree_cache.evictable_slots(kind) // plan.slots_per_small_page
-            pinned = arena.core.num_used(kind) - evictable
-            large += -(-(pinned + asked[kind]) // plan.small_pages_per_large_page)
-        return bool(large <= arena.plan.usable_large_pages)
+        return bool(arena.fits_once_evicted(self.tree_cache, asked))
 
     def _states_asked(self, newcomers: int, pending: int) -> int:
         """States for newcomers and for those admitted in this pass, and what they leave the cache.

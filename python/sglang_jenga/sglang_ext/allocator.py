@@ -30,44 +30,12 @@ from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import KVCache
 
+    from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
+
 logger = logging.getLogger(__name__)
 
 FULL_INDEX = 0
 WINDOW_INDEX = 1
-
-
-class KindFace:
-    """One kind as SGLang's tree and invariant checks look at a sub-allocator."""
-
-    debug_mode = False
-
-    def __init__(self, owner: ArenaAllocatorBase, kind: int) -> None:
-        self._owner = owner
-        self._kind = kind
-        self.page_size = owner.page_size
-
-    @property
-    def size(self) -> int:
-        return self._owner.usable_slots(self._kind)
-
-    def available_size(self) -> int:
-        return self._owner.core.num_available(self._kind) * self.page_size
-
-    def free_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
-        """Free this kind's slots alone. The tree frees the paired window slots by itself, in an
-        order of its own, so the pairing is not looked at here."""
-        self._owner.check_start(start_pos)
-        if free_index.numel():
-            self._owner.core.free(self._kind, self._owner.segment_pages(free_index))
-
-    @property
-    def free_pages(self) -> torch.Tensor:
-        return self.get_all_free_pages()
-
-    def get_all_free_pages(self) -> torch.Tensor:
-        """Small page ids that nobody uses. ``[n]`` int64 on the table's device."""
-        pages = self._owner.core.unused_small_pages(self._kind)
-        return torch.from_numpy(pages).to(self._owner.device)
 
 
 class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
@@ -98,13 +66,16 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         )
         self.kinds = tuple(range(len(plan.kinds)))
         dependencies = [kind.spec.dependency for kind in plan.kinds]
-        apart = (Dependency.STATE, Dependency.CROSS)
+        apart = (Dependency.STATE, Dependency.CROSS, Dependency.VISION)
         #: Kinds that hold a slot for each token of text: all of them grow together.
         self.token_kinds = tuple(k for k in self.kinds if dependencies[k] not in apart)
-        #: The kinds of recurrent states and of images in cross layers, None: the model has none.
-        self.state_kind, self.cross_kind = (
+        #: The kinds of recurrent states, of images in cross layers and of embeddings, None: the
+        #: model has none.
+        self.state_kind, self.cross_kind, self.vision_kind = (
             dependencies.index(d) if d in dependencies else None for d in apart
         )
+        #: The cache over the vision kind, where there is one.
+        self.embeddings: ArenaEmbeddings | None = None
         #: Image tokens that the request matched last must still compute: the next candidate.
         self.candidate_images = 0
         self.req_pool = req_pool
@@ -178,10 +149,23 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         """
         if self.core.fits_apart(small_pages):
             return True
-        if tree_cache is None or not tree_cache.supports_prefix_sharing():
+        if tree_cache is None:
             return self.core.fits(small_pages)
         tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), sparing=sparing)
         return self.core.fits(small_pages)
+
+    def fits_once_evicted(self, tree_cache: Any, small_pages: Sequence[int]) -> bool:
+        """Could a demand fit once all evictable slots are gone? Necessary, from counts alone.
+
+        Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
+        ``ceil((pinned + asked) / small_pages_per_large_page)``.
+        """
+        large = 0
+        for kind, plan in enumerate(self.plan.kinds):
+            evictable = tree_cache.evictable_slots(kind) // plan.slots_per_small_page
+            pinned = self.core.num_used(kind) - evictable
+            large += -(-(pinned + small_pages[kind]) // plan.small_pages_per_large_page)
+        return large <= self.plan.usable_large_pages
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:
         return self.reclaim(tree_cache, self.demand_of(self._pages(num_tokens)))
@@ -378,6 +362,8 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         self.row_tokens.fill(0)
         self.slide_at.fill(0)
         self.free_group = None
+        if self.embeddings is not None:
+            self.embeddings.forget()
 
     # ---- reports ---------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class DemandModel:
         One small page for kinds that do not grow with the text: they have no runs.
         """
         longest = max(1, MAX_RUN_TOKENS // self.page_tokens)
-        apart = (Dependency.STATE, Dependency.CROSS)
+        apart = (Dependency.STATE, Dependency.CROSS, Dependency.VISION)
         return [
             1 if kind.spec.dependency in apart else min(kind.small_pages_per_large_page, longest)
             for kind in plan.kinds
@@ -91,6 +91,7 @@ class DemandModel:
             interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
             window = min(full, 2 * span_pages + interval_pages + 3)
         pages_of = {Dependency.FULL: full, Dependency.STATE: LONE_REQUEST_STATES}
+        pages_of[Dependency.VISION] = 0  # can be encoded again
         slots = {kind.spec.dependency: kind.slot_bytes for kind in plan.kinds}
         if Dependency.CROSS in slots:
             images_cost_more = slots[Dependency.CROSS] > slots[Dependency.FULL]

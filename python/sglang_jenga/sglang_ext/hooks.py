@@ -71,6 +71,20 @@ HOOKS: tuple[Hook, ...] = (
         upstream="ask the pool builder how many requests may run",
     ),
     Hook(
+        target=f"{_SRT}.mem_cache.kv_cache_builder.build_kv_cache",
+        parameters=("server_args", "model_config"),
+        kind="after",
+        reason="keep embeddings of images in the arena instead of SGLang's side cache",
+        upstream="a registry of embedding caches that init_mm_embedding_cache consults",
+    ),
+    Hook(
+        target=f"{_SRT}.managers.mm_schedule.embedding_cache",
+        parameters=(),
+        kind="uses",
+        reason="the name under which forwards look for embeddings",
+        upstream="a registry of embedding caches that init_mm_embedding_cache consults",
+    ),
+    Hook(
         target=f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode",
         parameters=("self",),
         kind="after",

@@ -19,8 +19,8 @@ from sglang_jenga.sglang_ext.allocator import (
     FULL_INDEX,
     WINDOW_INDEX,
     ArenaAllocatorBase,
-    KindFace,
 )
+from sglang_jenga.sglang_ext.kind_face import KindFace
 
 
 class HybridArenaAllocator(ArenaAllocatorBase, SWATokenToKVPoolAllocator):
@@ -57,7 +57,9 @@ class HybridArenaAllocator(ArenaAllocatorBase, SWATokenToKVPoolAllocator):
         return self.swa_attn_allocator.available_size()
 
     def new_pages_available(self, num_full_pages: int, num_swa_pages: int) -> bool:
-        return self.core.fits([num_full_pages, num_swa_pages])
+        demand = self.demand_of(0)
+        demand[FULL_INDEX], demand[WINDOW_INDEX] = num_full_pages, num_swa_pages
+        return self.core.fits(demand)
 
     def swa_capacity_and_available(
         self, *, full_capacity: int, swa_capacity: int

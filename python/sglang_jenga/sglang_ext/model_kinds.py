@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency, KindSpec, attention_kind
+from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, attention_kind
 from sglang_jenga.sglang_ext.states import StateLayers
 
 FULL = "full"
 WINDOW = "window"
 CROSS = "cross"
+VISION = "vision"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +42,17 @@ class AttentionLayer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelKinds:
     """The kinds of a model: ``full`` always, ``window`` (windowed or chunked layers), ``cross``
-    (layers that attend to images) and recurrent ``states`` sometimes."""
+    (layers that attend to images) and recurrent ``states`` sometimes.
+
+    ``embedding``: (elements, dtype) of one token's embedding, where the model has an encoder whose
+    results are cached.
+    """
 
     full: tuple[AttentionLayer, ...]
     window: tuple[AttentionLayer, ...] = ()
     cross: tuple[AttentionLayer, ...] = ()
     states: StateLayers | None = None
+    embedding: tuple[int, torch.dtype] | None = None
 
     @property
     def span_tokens(self) -> int | None:
@@ -58,7 +64,8 @@ class ModelKinds:
         return bool(self.window) and self.window[0].dependency is Dependency.CHUNKED
 
     def specs(self, dtype: torch.dtype) -> tuple[KindSpec, ...]:
-        """Kind specs for a KV cache of ``dtype``: full, window, cross, states, those there are."""
+        """Kind specs for a KV cache of ``dtype``: full, window, cross, states, vision, those there
+        are."""
         out = [_spec(FULL, Dependency.FULL, self.full, dtype, None)]
         if self.window:
             kind = self.window[0].dependency
@@ -67,6 +74,8 @@ class ModelKinds:
             out.append(_spec(CROSS, Dependency.CROSS, self.cross, dtype, None))
         if self.states is not None:
             out.append(self.states.spec())
+        if self.embedding is not None:
+            out.append(_embedding_spec(*self.embedding))
         return tuple(out)
 
 
@@ -88,6 +97,16 @@ def _spec(
         itemsize=dtype.itemsize,
         span_tokens=span_tokens,
     )
+
+
+def _embedding_spec(elements: int, dtype: torch.dtype) -> KindSpec:
+    row = RowSpec(
+        layer_id=0,
+        part="embed",
+        row_bytes=elements * dtype.itemsize,
+        itemsize_bytes=dtype.itemsize,
+    )
+    return KindSpec(name=VISION, dependency=Dependency.VISION, rows=(row,))
 
 
 def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[AttentionLayer]:

@@ -103,6 +103,7 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
         f"{configurator}.config_from_budget": _config_from_budget,
         f"{configurator}._init_pools": _init_pools,
         f"{configurator}._calculate_mamba_ratio": _states_per_request,
+        f"{_SRT}.mem_cache.kv_cache_builder.build_kv_cache": _build_kv_cache,
         f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode": _retract_decode,
         f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init": _validate_beam,
         (
@@ -140,13 +141,22 @@ def _config_from_budget(
 def _init_pools(original: Callable[..., Any], kvc: Any, **kwargs: Any) -> Any:
     if not is_active() or kvc.is_draft_worker:
         return original(kvc, **kwargs)
-    from sglang_jenga.sglang_ext.setup import build_pools
+    from sglang_jenga.sglang_ext.assembly import build_pools
 
     return build_pools(kvc, kwargs["sizes"])
 
 
 def _states_per_request(original: Callable[..., int], kvc: Any) -> int:
     return 1 if is_active() else original(kvc)
+
+
+def _build_kv_cache(result: Any, **kwargs: Any) -> Any:
+    embeddings = getattr(result.tree_cache, "embeddings", None)
+    if embeddings is not None:
+        from sglang.srt.managers import mm_schedule
+
+        mm_schedule.embedding_cache = embeddings
+    return result
 
 
 def _retract_decode(result: Any, batch: Any) -> Any:

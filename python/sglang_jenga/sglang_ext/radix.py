@@ -17,6 +17,7 @@ from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
+from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
@@ -52,6 +53,10 @@ class ArenaRadixCache(UnifiedRadixCache):
             self._req_pool.attach_tree(self)
         if not arena.rows.shared:
             self.req_to_token_pool = HostRows(self._req_pool)
+        #: Embeddings of images, where the model has an encoder: evicted by the same clock.
+        self.embeddings: ArenaEmbeddings | None = arena.embeddings
+        if self.embeddings is not None:
+            self.embeddings.attach_tree(self)
         #: Tokens evicted since start, by component.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
 
@@ -143,7 +148,9 @@ class ArenaRadixCache(UnifiedRadixCache):
     # ---- eviction --------------------------------------------------------------------------
 
     def evictable_slots(self, kind: int) -> int:
-        """Slots of one kind (its index in the plan) that the tree owns and nobody pins."""
+        """Slots of one kind (its index in the plan) that are cached and nobody pins."""
+        if kind == self._arena.vision_kind:
+            return int(self._arena.used_slots(kind))
         if self.disable:
             return 0
         if kind == FULL_INDEX:
@@ -158,6 +165,8 @@ class ArenaRadixCache(UnifiedRadixCache):
         evicted = {component.name.lower(): n for component, n in self.evicted_tokens.items()}
         if self._arena.cross_kind is not None:
             evicted["cross"] = self.tree_core.evicted_images
+        if self.embeddings is not None:
+            evicted["vision"] = self.embeddings.evicted_slots
         return evicted
 
     def evict_until(self, satisfied: Callable[[], bool], *, sparing: bool = False) -> None:
@@ -166,7 +175,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         With ``sparing`` it stops where only windows worth keeping are left (see
         :meth:`ArenaTreeCore.oldest`).
         """
-        if self.disable:
+        if self.disable and self.embeddings is None:
             return
         start = time.perf_counter()
         tracker = {ct: 0 for ct in self.tree_components}
@@ -177,7 +186,13 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
     def _evict_one(self, tracker: dict[ComponentType, int], sparing: bool = False) -> bool:
-        victim = self.tree_core.oldest(sparing)
+        victim = None if self.disable else self.tree_core.oldest(sparing)
+        if self.embeddings is not None:
+            older = self.embeddings.oldest()
+            if older is not None and (victim is None or older[1] < victim.last_use):
+                return self.embeddings.evict(older[0])
+            if victim is None:
+                return self.embeddings.evict()
         if victim is None:
             return False
         if victim.is_leaf:

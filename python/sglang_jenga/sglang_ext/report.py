@@ -41,6 +41,7 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
             }
         )
     plan = arena.plan
+    embeddings = arena.embeddings
     return {
         "schema": SCHEMA,
         "arena_bytes": plan.arena_bytes,
@@ -50,5 +51,10 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
         "geometry": plan.geometry,
         "longest_request_tokens": arena.demand.longest_request_tokens(plan),
         "kinds": kinds,
+        "encoder": (
+            None
+            if embeddings is None
+            else {"encoded": embeddings.encoded, "reused": embeddings.reused}
+        ),
         "evicted_tokens": getattr(tree_cache, "evicted_tokens_by_kind", dict)(),
     }

@@ -93,6 +93,8 @@ class ArenaReqToTokenPool(ReqToTokenPool):
             for req, row, is_new in zip(reqs, rows, new, strict=True)
         ]
         self.matched_prefix.clear()
+        if self._arena is not None and self._arena.embeddings is not None:
+            self._arena.embeddings.note_batch(reqs, rows)
         return rows
 
     @property
@@ -120,6 +122,8 @@ class ArenaReqToTokenPool(ReqToTokenPool):
         if self._arena is not None:
             for row in indices:
                 self._arena.close_row(row)
+            if self._arena.embeddings is not None:
+                self._arena.embeddings.forget_rows(indices)
 
     def clear(self) -> None:
         ReqToTokenPool.clear(self)

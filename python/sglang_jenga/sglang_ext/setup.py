@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a built model and a byte budget to an arena: what each server-start hook does.
+"""From a built model and a byte budget to a plan: what each server-start hook does.
 
     load_model          read kinds off the model, tell SGLang which layers are windowed
     config_from_budget  how many bytes the stock pools would take -> plan -> capacities
-    _init_pools         the buffer, the pools, the allocator, the request table
+    _init_pools         the buffer, the pools, the allocator, the request table (assembly.py)
 
 The pieces travel on the model config, which all three hooks share.
 """
@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.plan import ArenaPlan, format_bytes
-from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
@@ -30,12 +28,8 @@ from sglang_jenga.sglang_ext.refusals import check_backends, require_checked_enc
 from sglang_jenga.sglang_ext.states import STATE, StateLayers
 
 if TYPE_CHECKING:
-    import torch
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
-
-    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
-    from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +90,15 @@ def classify(runner: Any) -> None:
         )
     recurrent = mambaish_config(config)
     states = None if recurrent is None else StateLayers.of(recurrent.mamba2_cache_params)
-    if states is not None and states.temporal_shape is None and _is_cuda(runner.device):
+    if states is not None and states.temporal_shape is None and is_cuda(runner.device):
         raise ConfigError(
             "--radix-cache-backend jenga does not support this model on a GPU: its short "
             f"convolutions ({type(recurrent).__name__}) run on a CUDA kernel that ignores the "
             "strides of a state. Drop --radix-cache-backend to serve it with SGLang's own pools."
         )
     kinds = read_model_kinds(runner.model, config.attention_chunk_size, states)
+    if embedding_cache_bytes(config):
+        kinds = replace(kinds, embedding=(config.hidden_size, config.dtype))
     if config.is_encoder_decoder:
         require_checked_encoder(kinds, config.hf_config.architectures, runner.page_size)
         runner.model.images_apart = True
@@ -123,7 +119,19 @@ def classify(runner: Any) -> None:
         runner.sliding_window_size = kinds.span_tokens
 
 
-def _is_cuda(device: Any) -> bool:
+def embedding_cache_bytes(config: Any) -> int:
+    """Bytes that the stock server keeps for embeddings of images, 0: it caches none.
+
+    Encoder-decoder models have no such cache: their images are K/V.
+    """
+    from sglang.srt.environ import envs
+
+    if not config.is_multimodal or config.is_encoder_decoder:
+        return 0
+    return int(envs.SGLANG_VLM_CACHE_SIZE_MB.get()) * 2**20
+
+
+def is_cuda(device: Any) -> bool:
     return str(device).startswith("cuda")
 
 
@@ -200,13 +208,14 @@ def size_arena(
 
     setup = setup_of(kvc.model_config)
     wanted = load_config().arena_bytes
-    # SGLang has already set its pool of states aside: the budget is what that leaves.
-    state_bytes = stock_state_bytes(kvc)
+    # SGLang has set its pool of states and its cache of embeddings aside: the budget is what that
+    # leaves.
+    apart_bytes = stock_state_bytes(kvc) + embedding_cache_bytes(kvc.model_config)
     if wanted is None:
         pools = stock_pool_bytes(original, kvc, budget_bytes, cap_tokens, setup.stock)
-        wanted = pools + state_bytes
-    elif wanted > budget_bytes + state_bytes:
-        available = format_bytes(budget_bytes + state_bytes)
+        wanted = pools + apart_bytes
+    elif wanted > budget_bytes + apart_bytes:
+        available = format_bytes(budget_bytes + apart_bytes)
         raise ConfigError(
             f"{ARENA_SIZE} asks for {format_bytes(wanted)}, but {available} are "
             "left after the weights under --mem-fraction-static "
@@ -271,119 +280,3 @@ def _require_one_request(
         f"that fits has {longest} tokens. Raise --mem-fraction-static, --max-total-tokens or "
         f"{ARENA_SIZE}, or lower --context-length."
     )
-
-
-# ---- from a plan to pools ----------------------------------------------------------------------
-
-
-def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
-    """The arena's ``_InitializedPools``."""
-    from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
-    from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
-    from sglang.srt.runtime_context import get_context
-
-    setup = setup_of(kvc.model_config)
-    plan, demand = setup.plan, setup.demand
-    if plan is None or demand is None:
-        raise ConfigError("--radix-cache-backend jenga: pools are built before they are sized")
-    for line in plan.describe():
-        logger.info("Jenga: %s", line)
-    logger.info("Jenga: %s", plan.explanation)
-    buffer = ArenaBuffer(plan, kvc.device)
-    req_pool = build_rows(
-        buffer,
-        setup.kinds,
-        num_rows=sizes.max_running_requests,
-        context_tokens=kvc.model_config.context_len + get_req_to_token_extra_context_len(),
-        device=kvc.device,
-        snapshot_grid_tokens=_snapshot_grid_tokens(kvc),
-    )
-    allocator = build_allocator(
-        buffer, setup.kinds, req_pool, demand, dtype=kvc.kv_cache_dtype, device=kvc.device
-    )
-    decode.install(str(kvc.device).split(":")[0])
-    if setup.kinds.states is not None and _is_cuda(kvc.device):
-        # The name of SGLang's own strided layout. Its kernels choose those that follow strides by
-        # it; set earlier, it would have chosen other pools.
-        get_context().override("jenga.arena", enable_page_major_kv_layout=True)
-    return _InitializedPools(
-        req_to_token_pool=req_pool,
-        token_to_kv_pool=allocator.get_kvcache(),
-        token_to_kv_pool_allocator=allocator,
-    )
-
-
-def _snapshot_grid_tokens(kvc: KVCacheConfigurator) -> int | None:
-    from sglang.srt.runtime_context import get_exec, mamba_checkpoint_grid
-
-    if kvc.mambaish_config is None or not get_exec().mamba.enable_mamba_extra_buffer:
-        return None
-    return int(mamba_checkpoint_grid(kvc.page_size))
-
-
-def build_rows(
-    buffer: ArenaBuffer,
-    kinds: ModelKinds,
-    *,
-    num_rows: int,
-    context_tokens: int,
-    device: str,
-    snapshot_grid_tokens: int | None = None,
-) -> ArenaReqToTokenPool:
-    """The table of running requests, which also holds the states of recurrent models.
-
-    ``snapshot_grid_tokens``: where prefill leaves states for others, None: it leaves none.
-    """
-    from sglang_jenga.sglang_ext.cross import image_base
-    from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
-    from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
-
-    if kinds.states is None:
-        return ArenaReqToTokenPool(
-            num_rows,
-            context_tokens,
-            device,
-            enable_memory_saver=False,
-            image_base=image_base(buffer.plan) if kinds.cross else None,
-        )
-    return ArenaStateReqPool(
-        num_rows,
-        context_tokens,
-        device,
-        enable_memory_saver=False,
-        buffer=buffer,
-        states=kinds.states,
-        snapshot_grid_tokens=snapshot_grid_tokens,
-    )
-
-
-def build_allocator(
-    buffer: ArenaBuffer,
-    kinds: ModelKinds,
-    req_pool: ArenaReqToTokenPool,
-    demand: DemandModel,
-    *,
-    dtype: torch.dtype,
-    device: str,
-) -> ArenaAllocatorBase:
-    """The KV pool over ``buffer`` and the allocator that hands out its slots.
-
-    ``device``: where the tables lie that kernels read.
-    """
-    from sglang_jenga.sglang_ext.cross import CrossArenaAllocator
-    from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
-    from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool, state_model_pool
-    from sglang_jenga.sglang_ext.uniform import StateArenaAllocator, UniformArenaAllocator
-
-    plan = buffer.plan
-    if kinds.window:
-        hybrid = ArenaHybridKVPool(buffer, kinds, dtype)
-        return HybridArenaAllocator(plan, hybrid, req_pool, demand, dtype, device)
-    pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, dtype, cross=kinds.cross)
-    pool.mem_usage = plan.arena_bytes / 2**30
-    if kinds.cross:
-        return CrossArenaAllocator(plan, pool, req_pool, demand, dtype, device)
-    if kinds.states is not None:
-        over_states = state_model_pool(pool, kinds, req_pool)
-        return StateArenaAllocator(plan, over_states, req_pool, demand, dtype, device)
-    return UniformArenaAllocator(plan, pool, req_pool, demand, dtype, device)

@@ -114,7 +114,8 @@ class ArenaTreeCore(UnifiedTreeCore):
             ct for ct in (ComponentType.SWA, ComponentType.MAMBA) if ct in components
         ]
         tree_kinds = (ComponentType.FULL, *self._piece_kinds)
-        own = (kind for index, kind in enumerate(arena.plan.kinds) if index != arena.cross_kind)
+        elsewhere = (arena.cross_kind, arena.vision_kind)
+        own = (kind for index, kind in enumerate(arena.plan.kinds) if index not in elsewhere)
         self._slot_bytes = {ct: kind.slot_bytes for ct, kind in zip(tree_kinds, own, strict=True)}
         super().__init__(params, components)
         # Tree values are host tensors whatever the KV device is.

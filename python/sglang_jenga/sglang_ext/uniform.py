@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase, KindFace
+from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
+from sglang_jenga.sglang_ext.kind_face import KindFace
 
 
 class OneTokenKindAllocator(ArenaAllocatorBase):

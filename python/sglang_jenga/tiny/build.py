@@ -128,14 +128,28 @@ def _write(spec: TinySpec, seed: int, directory: Path) -> None:
     )
     with _silent_progress():
         model.save_pretrained(directory)
+    if spec.renamed_weights is not None:
+        _rename_weights(directory / "model.safetensors", *spec.renamed_weights)
     _adapt_config(spec, directory / "config.json")
     if spec.image_processor:
         _write_json(directory / "preprocessor_config.json", spec.image_processor)
+    if spec.image_processor_config:
+        _write_json(directory / "processor_config.json", spec.image_processor_config)
     tokenizer.save(
         directory,
         max_length_tokens=config.get_text_config().max_position_embeddings,
-        takes_images=bool(spec.image_processor),
+        image_tokens=spec.image_tokens,
     )
+
+
+def _rename_weights(path: Path, written: str, published: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = {
+        published + name.removeprefix(written) if name.startswith(written) else name: tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 @contextlib.contextmanager

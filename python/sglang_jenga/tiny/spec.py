@@ -28,11 +28,16 @@ class TinySpec:
             class that reads only the former (OLMo-3).
         rewritten: keys of ``config.json`` with the value to write, or None to leave the key out,
             where SGLang reads the published form of a setting and not transformers 5's.
+        renamed_weights: (prefix that transformers 5 writes, prefix of the published checkpoints),
+            which is the one SGLang reads.
         embedding_std: standard deviation of one embedding element; ``hidden_size ** -0.5`` for
             families that multiply embeddings by ``sqrt(hidden_size)``, so that the residual stream
             starts at 1.
         image_processor: ``preprocessor_config.json`` of a model that takes images, empty for
             others.
+        image_tokens: its tokens for images by their role; the first one stands for an image in a
+            prompt.
+        image_processor_config: ``processor_config.json``, empty: it needs none.
     """
 
     family: str
@@ -42,8 +47,11 @@ class TinySpec:
     architecture: str | None = None
     legacy_rope: bool = False
     rewritten: Mapping[str, object] = field(default_factory=dict)
+    renamed_weights: tuple[str, str] | None = None
     embedding_std: float = 1.0
     image_processor: Mapping[str, object] = field(default_factory=dict)
+    image_tokens: Mapping[str, str] = field(default_factory=dict)
+    image_processor_config: Mapping[str, object] = field(default_factory=dict)
 
 
 def layer_types(*, layers: int, local: str, period: int, full_first: bool = False) -> list[str]:

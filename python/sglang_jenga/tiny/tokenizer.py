@@ -9,6 +9,7 @@ load.
 """
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,15 +29,14 @@ TURN_START, TURN_END = "<|turn_start|>", "<|turn_end|>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, TURN_START, TURN_END)
 PAD_ID, BOS_ID, EOS_ID, TURN_START_ID, TURN_END_ID = range(len(SPECIAL_TOKENS))
 
-IMAGE, IMAGE_ID = "<|image|>", VOCAB_SIZE
-"""Where an image stands in a prompt. Beyond the vocabulary, as in Llama 3.2 Vision: no answer has
-it."""
+FIRST_IMAGE_ID = VOCAB_SIZE
+"""Tokens about images come after the vocabulary: no answer has them."""
 
 _CONTENT = "{{ message['content'] | trim }}"
 _CONTENT_WITH_IMAGES = (
     "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% else %}<|image|>{% endif %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% else %}IMAGE{% endif %}"
     "{% endfor %}{% endif %}"
 )
 _CHAT_TEMPLATE = (
@@ -91,17 +91,24 @@ def quiet_token_ids() -> list[int]:
     return quiet
 
 
-def save(directory: Path, *, max_length_tokens: int, takes_images: bool = False) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` (with the chat template)."""
+def save(
+    directory: Path, *, max_length_tokens: int, image_tokens: Mapping[str, str] | None = None
+) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` (with the chat template).
+
+    ``image_tokens``: tokens for images by their role, appended to the vocabulary in this order.
+    """
     tokenizer = train()
-    if takes_images:
+    template = _CHAT_TEMPLATE.replace("CONTENT", _CONTENT)
+    if image_tokens:
+        tokens = list(image_tokens.values())
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        tokenizer.add_special_tokens([IMAGE])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    content = _CONTENT_WITH_IMAGES if takes_images else _CONTENT
-    template = _CHAT_TEMPLATE.replace("CONTENT", content)
-    if takes_images:  # where transformers' processors look for it
+        tokenizer.add_special_tokens(tokens)
+        content = _CONTENT_WITH_IMAGES.replace("IMAGE", tokens[0])
+        template = _CHAT_TEMPLATE.replace("CONTENT", content)
+        # Where transformers' processors look for it.
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    tokenizer.save(str(directory / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -111,6 +118,7 @@ def save(directory: Path, *, max_length_tokens: int, takes_images: bool = False)
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length_tokens,
         "chat_template": template,
+        **({"extra_special_tokens": dict(image_tokens)} if image_tokens else {}),
     }
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny checkpoints of models that take images."""
 
-from sglang_jenga.tiny.spec import COMMON, SMALL_SQUARE, TEST, TinySpec
-from sglang_jenga.tiny.tokenizer import IMAGE_ID
+from sglang_jenga.tiny.spec import (
+    COMMON,
+    FULL,
+    SMALL,
+    SMALL_SQUARE,
+    TEST,
+    WINDOW,
+    TinySpec,
+    layer_types,
+)
+from sglang_jenga.tiny.tokenizer import FIRST_IMAGE_ID, VOCAB_SIZE
 
 IMAGE_PIXELS = 56
 PATCH_PIXELS = 14
@@ -54,7 +63,8 @@ def _mllama() -> TinySpec:
         family="mllama",
         preset=TEST,
         model_type="mllama",
-        config={"text_config": text, "vision_config": vision, "image_token_index": IMAGE_ID},
+        config={"text_config": text, "vision_config": vision, "image_token_index": FIRST_IMAGE_ID},
+        image_tokens={"image_token": "<|image|>"},
         image_processor={
             "image_processor_type": "MllamaImageProcessor",
             "processor_class": "MllamaProcessor",
@@ -73,5 +83,74 @@ def _mllama() -> TinySpec:
     )
 
 
-IMAGE_SPECS: tuple[TinySpec, ...] = (_mllama(),)
+def _gemma3_vision() -> TinySpec:
+    """Gemma 3 with its eyes: full and window layers, and an encoder whose 64 embeddings of an image
+    (published: 256) are tokens of the text. The encoder's patches are averaged four by four."""
+    boi, soft, eoi = range(FIRST_IMAGE_ID, FIRST_IMAGE_ID + 3)
+    tokens_per_image, pixels = 64, 224
+    text = {
+        **COMMON,
+        **SMALL,
+        "vocab_size": VOCAB_SIZE + 64,  # rows for the tokens about images, in whole blocks
+        "num_hidden_layers": 6,
+        "layer_types": layer_types(layers=6, local=WINDOW, period=6),
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 64,
+        "rope_parameters": {
+            WINDOW: {"rope_type": "default", "rope_theta": 10_000.0},
+            FULL: {"rope_type": "default", "rope_theta": 1_000_000.0},
+        },
+    }
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": pixels,
+        "patch_size": PATCH_PIXELS,
+        "vision_use_head": False,
+    }
+    half = [0.5, 0.5, 0.5]
+    return TinySpec(
+        family="gemma3_vision",
+        preset=TEST,
+        model_type="gemma3",
+        config={
+            "text_config": text,
+            "vision_config": vision,
+            "mm_tokens_per_image": tokens_per_image,
+            "boi_token_index": boi,
+            "image_token_index": soft,
+            "eoi_token_index": eoi,
+        },
+        embedding_std=128**-0.5,
+        renamed_weights=("vision_tower.", "vision_tower.vision_model."),
+        image_tokens={
+            "boi_token": "<start_of_image>",
+            "image_token": "<image_soft_token>",
+            "eoi_token": "<end_of_image>",
+        },
+        image_processor={
+            "image_processor_type": "Gemma3ImageProcessor",
+            "processor_class": "Gemma3Processor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_pan_and_scan": False,
+            "image_mean": half,
+            "image_std": half,
+            "image_seq_length": tokens_per_image,
+            "rescale_factor": 1 / 255,
+            "resample": 2,
+            "size": {"height": pixels, "width": pixels},
+        },
+        image_processor_config={
+            "processor_class": "Gemma3Processor",
+            "image_seq_length": tokens_per_image,
+        },
+    )
+
+
+IMAGE_SPECS: tuple[TinySpec, ...] = (_mllama(), _gemma3_vision())
 IMAGE_FAMILIES: tuple[str, ...] = tuple(spec.family for spec in IMAGE_SPECS)

@@ -24,7 +24,7 @@ def draw_vision_parameter(name: str, noise: torch.Tensor) -> torch.Tensor:
         return POSITION_STD * noise
     if leaf == "bias":
         return NORM_JITTER * noise
-    if "layernorm" in module:
+    if "norm" in module:
         return 1.0 + NORM_JITTER * noise
     inputs = noise[0].numel()
     gains = {

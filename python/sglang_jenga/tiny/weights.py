@@ -34,6 +34,7 @@ from torch import nn
 
 from sglang_jenga.tiny import jamba_spec
 from sglang_jenga.tiny.state_weights import draw_state_parameter
+from sglang_jenga.tiny.tokenizer import VOCAB_SIZE
 from sglang_jenga.tiny.vision_weights import draw_vision_parameter
 
 SCORE_STD = 2.2
@@ -88,6 +89,7 @@ def initialise(
                 tensor.uniform_(0.8, 1.2, generator=_generator(seed, name))
         output = model.get_output_embeddings().weight
         output[torch.tensor(quiet_token_ids)] *= QUIET_SCALE
+        output[VOCAB_SIZE:] *= QUIET_SCALE  # tokens about images
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -127,9 +129,11 @@ class _Plan:
         noise = torch.randn(like.shape, generator=rng)
         if self._is_jamba and ".mamba." in name:
             return jamba_spec.draw(name, noise)
-        if ".vision_model." in name:
+        if ".vision_model." in name or ".vision_tower." in name:
             return draw_vision_parameter(name, noise)
         owner, _, leaf = name.rpartition(".")
+        if leaf == "mm_input_projection_weight":  # [in, out]
+            return noise * like.shape[0] ** -0.5
         if leaf.startswith("cross_attn_"):  # opens cross attention, which starts closed
             return torch.ones_like(noise)
         module = owner.rpartition(".")[2]
@@ -167,7 +171,7 @@ class _Plan:
             scale *= self._query_key_scale(owner.rpartition(".")[0])
         elif module == "post_per_layer_input_norm":
             scale *= 0.5  # a token-only input: keep it from outweighing what attention brings
-        elif owner.count(".") == 1:  # model.norm
+        elif owner.removeprefix("model.language_").count(".") == 1:  # model.norm
             scale *= self._final_norm
             if self._tied:
                 scale *= torch.randint(0, 2, noise.shape, generator=rng) * 2 - 1
