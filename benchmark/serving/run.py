@@ -35,6 +35,9 @@ class Shape:
     family: str
     max_total_tokens: int
     workloads: dict[str, tuple[str, ...]]
+    preset: str = "bench"
+    flags: tuple[str, ...] = ()
+    backend: str = "sglang-oai"
 
 
 def long_prompts(num: int, *, prompt_tokens: int, output_tokens: int) -> tuple[str, ...]:
@@ -56,6 +59,18 @@ def shared_prefixes(groups: int, *, prefix_tokens: int, question_tokens: int) ->
     )
 
 
+def pictures(
+    num: int, *, per_prompt: int, prompt_tokens: int, output_tokens: int
+) -> tuple[str, ...]:
+    """``bench_serving`` flags: chats about pictures, all different."""
+    return (
+        *("--dataset-name", "image", "--image-count", str(per_prompt)),
+        *("--image-resolution", "100x100", "--random-range-ratio", "1.0"),
+        *("--num-prompts", str(num)),
+        *("--random-input-len", str(prompt_tokens), "--random-output-len", str(output_tokens)),
+    )
+
+
 SHAPES = {
     "gemma3": Shape(
         family="gemma3",
@@ -71,6 +86,27 @@ SHAPES = {
         workloads={
             "long prompts": long_prompts(16, prompt_tokens=1500, output_tokens=48),
             "shared prefixes": shared_prefixes(5, prefix_tokens=1000, question_tokens=200),
+        },
+    ),
+    # Stock sets states and K/V apart; it admits as many requests as a fifth of its states.
+    "granite_hybrid": Shape(
+        family="granite_hybrid",
+        preset="test",
+        max_total_tokens=2500,
+        flags=("--max-mamba-cache-size", "20"),
+        workloads={
+            "long prompts": long_prompts(20, prompt_tokens=500, output_tokens=48),
+            "shared prefixes": shared_prefixes(5, prefix_tokens=300, question_tokens=100),
+        },
+    ),
+    # 68 tokens to a picture; stock keeps them in all 6 layers, though 2 read them.
+    "mllama": Shape(
+        family="mllama",
+        preset="test",
+        max_total_tokens=1400,
+        backend="sglang-oai-chat",
+        workloads={
+            "three pictures": pictures(20, per_prompt=3, prompt_tokens=40, output_tokens=48),
         },
     ),
 }
@@ -111,7 +147,7 @@ class Server:
             "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu",
             "--dtype", "float32", "--mem-fraction-static", "0.5",
             "--max-total-tokens", str(shape.max_total_tokens), "--chunked-prefill-size", "1024",
-            "--decode-log-interval", "1", "--random-seed", "0",
+            "--decode-log-interval", "1", "--random-seed", "0", *shape.flags,
         ]  # fmt: skip
         if manager == "jenga":
             command += ["--radix-cache-backend", "jenga"]
@@ -119,6 +155,8 @@ class Server:
         # One thread: with more, tiny operators wait for each other whenever the client runs.
         environ = {
             **os.environ, "SGLANG_JENGA_REFERENCE_ATTENTION": "1", "OMP_NUM_THREADS": "1",
+            # Architectures that stock serves wrongly or not at all get the same model file.
+            "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models",
         }  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environ,
@@ -168,11 +206,19 @@ def log_figures(text: str) -> dict[str, float]:
     }
 
 
-def bench(server: Server, checkpoint: Path, flags: tuple[str, ...], seed: int) -> dict[str, float]:
+def states_per_step(text: str) -> list[tuple[int, int]]:
+    """(running requests, recurrent states that they pin) at every decode step of a server's log."""
+    found = re.findall(r"Decode batch.*?#running-req: (\d+).*?mamba num: (\d+)", text)
+    return [(int(running), int(states)) for running, states in found]
+
+
+def bench(
+    server: Server, checkpoint: Path, backend: str, flags: tuple[str, ...], seed: int
+) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as out:
         subprocess.run(
             [
-                sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang-oai",
+                sys.executable, "-m", "sglang.bench_serving", "--backend", backend,
                 "--base-url", server.url, "--model", str(checkpoint), "--tokenizer",
                 str(checkpoint), "--seed", str(seed), "--output-file", out.name,
                 "--disable-tqdm", *flags,
@@ -182,7 +228,10 @@ def bench(server: Server, checkpoint: Path, flags: tuple[str, ...], seed: int) -
         return json.loads(Path(out.name).read_text().splitlines()[-1])
 
 
-def measure(name: str, shape: Shape, checkpoint: Path, rounds: int, logs: Path) -> list[Sample]:
+def measure(
+    name: str, shape: Shape, checkpoint: Path, rounds: int, logs: Path, states: list[dict]
+) -> list[Sample]:
+    """``states`` receives, for models that have some, what requests pinned step by step."""
     samples = []
     for turn in range(rounds):
         for manager in MANAGERS:
@@ -193,8 +242,12 @@ def measure(name: str, shape: Shape, checkpoint: Path, rounds: int, logs: Path) 
                 for workload, flags in shape.workloads.items():
                     server.post("/flush_cache")
                     start = len(log.read_text())
-                    result = bench(server, checkpoint, flags, seed=turn + 1)
-                    figures = log_figures(log.read_text()[start:])
+                    result = bench(server, checkpoint, shape.backend, flags, seed=turn + 1)
+                    logged = log.read_text()[start:]
+                    figures = log_figures(logged)
+                    if steps := states_per_step(logged):
+                        row = {"shape": name, "manager": manager, "workload": workload}
+                        states.append({**row, "round": turn, "steps": steps})
                     sample = Sample(
                         shape=name, manager=manager, workload=workload, round=turn,
                         output_tokens_per_s=round(result["output_throughput"], 2),
@@ -259,15 +312,20 @@ def main() -> None:
     versions = {p: version(p) for p in ("sglang", "sglang-jenga", "torch")}
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     samples = []
+    states: list[dict] = []
     with tempfile.TemporaryDirectory() as work:
         for name in args.shape:
-            checkpoint = build(SHAPES[name].family, Path(work) / name, preset="bench")
-            samples += measure(name, SHAPES[name], checkpoint, args.rounds, Path(work))
+            shape = SHAPES[name]
+            checkpoint = build(shape.family, Path(work) / name, preset=shape.preset)
+            samples += measure(name, shape, checkpoint, args.rounds, Path(work), states)
     header = {"command": " ".join(sys.argv), "commit": commit(), "versions": versions}
     header["machine"] = machine
     raw = [json.dumps(header), *(json.dumps(asdict(sample)) for sample in samples)]
     (args.out / "serving.jsonl").write_text("\n".join(raw) + "\n")
     (args.out / "serving.md").write_text(table(samples))
+    if states:
+        raw = [json.dumps(header), *map(json.dumps, states)]
+        (args.out / "states.jsonl").write_text("\n".join(raw) + "\n")
     print(table(samples))
 
 

@@ -32,6 +32,7 @@ class Setting:
     lora: name of the loaded adapter, None: none is loaded.
     outgrown: requests that grow outrun a tight pool. Not where states, which do not grow, hold most
         of it: there requests wait, and none has to be retracted.
+    images_lead: images come before all text and are hit all or none; else they stand in the text.
     state_grid_tokens: recurrent states of prompts are cached at multiples of it only (ENDS_ONLY:
         only where a request ended), None: the model has none, a prefix is hit to its last token.
     """
@@ -42,6 +43,7 @@ class Setting:
     lora: str | None = None
     state_grid_tokens: int | None = None
     outgrown: bool = True
+    images_lead: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

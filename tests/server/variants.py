@@ -141,18 +141,36 @@ TIGHT_STATES: Mapping[str, int] = {"jamba": 4}
 MOSTLY_STATES = ("jamba",)
 
 
-#: Families that take images -> variant -> what is asked of them. Their prompts are computed in one
-#: go (nothing can be aborted between chunks) and their pages are single tokens.
+#: Families that take images -> variant -> what is asked of them.
 _IMAGES = ("images_hit", "images_branch", "images_multi_turn", "images_crowd", "images_abort")
 _IMAGES_UNDER_PRESSURE = ("images_crowd", "images_hit", "images_abort")
-IMAGE_SCENARIOS_OF: Mapping[str, tuple[str, ...]] = {
-    "plain": (*_IMAGES, *(s for s in EVERYTHING if s != "abort_prefill")),
-    "no_overlap": (*_IMAGES, "concurrent_8"),
-    "tight": (*_IMAGES_UNDER_PRESSURE, *UNDER_PRESSURE),
-    "tight_no_radix": (*_IMAGES_UNDER_PRESSURE, "pressure"),
-    "retract": ("images_crowd", "images_hit", "forced_retraction"),
-    "tensor_parallel": (*_IMAGES_UNDER_PRESSURE, "concurrent_8"),
+IMAGE_SCENARIOS_OF: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    # Prompts are computed in one go, so that none is aborted between chunks; pages are one token.
+    "mllama": {
+        "plain": (*_IMAGES, *(s for s in EVERYTHING if s != "abort_prefill")),
+        "no_overlap": (*_IMAGES, "concurrent_8"),
+        "tight": (*_IMAGES_UNDER_PRESSURE, *UNDER_PRESSURE),
+        "tight_no_radix": (*_IMAGES_UNDER_PRESSURE, "pressure"),
+        "retract": ("images_crowd", "images_hit", "forced_retraction"),
+        "tensor_parallel": (*_IMAGES_UNDER_PRESSURE, "concurrent_8"),
+    },
+    # Its text is that of "gemma3".
+    "gemma3_vision": {
+        "plain": (*_IMAGES, "uncached", "prefill_hit", "multi_turn", "abort_prefill"),
+        "page16": _IMAGES,
+        "no_overlap": _IMAGES,
+        "tight": (*_IMAGES_UNDER_PRESSURE, "pressure", "flush_under_load"),
+        "tight_page16_no_overlap": (*_IMAGES_UNDER_PRESSURE, "pressure"),
+        "tight_no_radix": _IMAGES_UNDER_PRESSURE,
+        "retract": ("images_crowd", "images_hit"),
+        "tensor_parallel": _IMAGES_UNDER_PRESSURE,
+    },
 }
+IMAGES_LEAD = ("mllama",)
+#: Flags that a family needs on every server.
+_FAMILY_FLAGS: Mapping[str, tuple[str, ...]] = {"gemma3_vision": ("--enable-multimodal",)}
+#: SGLang's cache of embeddings, whose bytes the arena takes too, would be most of a tight one.
+_SMALL_SIDE_CACHE = {"SGLANG_VLM_CACHE_SIZE_MB": "1"}
 
 
 def variants_of(family: str) -> tuple[Variant, ...]:
@@ -161,10 +179,16 @@ def variants_of(family: str) -> tuple[Variant, ...]:
     States that are cached at the ends of requests only need pages of one token.
     """
     if family in IMAGE_FAMILIES:
+        asked = IMAGE_SCENARIOS_OF[family]
         return tuple(
-            replace(v, scenarios=IMAGE_SCENARIOS_OF[v.name])
+            replace(
+                v,
+                scenarios=asked[v.name],
+                setting=replace(v.setting, images_lead=family in IMAGES_LEAD),
+                env={**v.env, **_SMALL_SIDE_CACHE},
+            )
             for v in VARIANTS
-            if v.name in IMAGE_SCENARIOS_OF
+            if v.name in asked
         )
     grid = STATE_GRID_TOKENS.get(family)
     if grid is None:
@@ -233,6 +257,7 @@ def stock_spec(reference: str, family: str, checkpoint: Path, adapter_path: Path
         jenga=False,
         flags=(
             "--max-total-tokens", str(2 * ROOMY_TOKENS),
+            *_FAMILY_FLAGS.get(family, ()),
             *_reference_flags(reference, adapter_path),
             *(("--max-mamba-cache-size", str(ROOMY_STATES)) if has_states else ()),
         ),
@@ -253,6 +278,7 @@ def jenga_spec(v: Variant, family: str, checkpoint: Path, adapter_path: Path) ->
             "--max-total-tokens", str(ROOMY_TOKENS if v.setting.roomy else tight),
             "--chunked-prefill-size", "128" if v.setting.roomy else "64",
             *_reference_flags(v.reference, adapter_path),
+            *_FAMILY_FLAGS.get(family, ()),
             *v.flags,
         ),
         env={**_env(v.reference), **v.env},

@@ -50,6 +50,7 @@ def make_kinds(
     full_heads: tuple[int, int, int] = (1, 8, 8),
     window_heads: tuple[int, int, int] = (1, 8, 8),
     states: StateLayers | None = None,
+    embedding: tuple[int, torch.dtype] | None = None,
 ) -> ModelKinds:
     """Kinds of a model, windows before full before cross layers; heads: (heads, K dim, V dim)."""
     local = Dependency.CHUNKED if chunked else Dependency.WINDOW
@@ -74,6 +75,7 @@ def make_kinds(
         window=layers(0, window_layers, window_heads, local),
         cross=layers(window_layers + full_layers, cross_layers, full_heads, Dependency.CROSS),
         states=states,
+        embedding=embedding,
     )
 
 
@@ -331,7 +333,10 @@ class Machine:
         return found
 
     def tree_tokens(self, kind: int) -> int:
-        """Tokens of the kind that the tree owns, evictable and pinned."""
+        """Tokens of the kind that the tree owns, or the cache of embeddings, pinned or not."""
+        if kind == self.arena.vision_kind:
+            entries = self.arena.embeddings._entries.values()
+            return sum(len(entry.slots) for entry in entries)
         if not self.tree.supports_prefix_sharing():
             return 0
         if kind == 0:

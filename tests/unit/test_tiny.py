@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny checkpoints are reproducible, load like real ones, and notice a wrong KV page."""
 
-import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 
 from sglang_jenga.tiny import (
     ATTENTION_FAMILIES,
-    FAMILIES,
+    IMAGE_FAMILIES,
     SPECS,
     STATE_FAMILIES,
     build,
@@ -50,10 +49,11 @@ def tokenizer(checkpoint):
 @pytest.fixture(scope="session")
 def model(checkpoint):
     """transformers' model of a family, loaded once."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     def load(family: str):
-        return AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
+        auto = AutoModelForImageTextToText if family in IMAGE_FAMILIES else AutoModelForCausalLM
+        return auto.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
 
     return lru_cache(load)
 
@@ -100,22 +100,12 @@ def greedy(model, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
     return out.sequences[0, len(prompt) :].tolist(), best[:, 0] - best[:, 1]
 
 
-@contextlib.contextmanager
-def silenced(model, kind: type) -> Iterator[None]:
-    """Layers of one kind add nothing to the residual stream."""
-
-    def nothing(module, inputs, output):
-        return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
-
-    hooks = [m.register_forward_hook(nothing) for m in model.modules() if isinstance(m, kind)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+#: One family for each way in which weights are drawn and written.
+BUILT_TWICE = ("llama", "gpt_oss", "gemma4", "qwen3_next", "jamba", "mllama", "gemma3_vision")
+TEXT_FAMILIES = (*ATTENTION_FAMILIES, *STATE_FAMILIES)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILT_TWICE)
 def test_building_twice_gives_identical_bytes(family, checkpoint, tmp_path):
     again = build(family, tmp_path / "elsewhere")
     assert digests(again) == digests(checkpoint(family))
@@ -135,6 +125,7 @@ def test_another_process_builds_the_same_bytes(checkpoint, tmp_path):
 @pytest.mark.parametrize("key", SPECS, ids="-".join)
 def test_every_spec_declares_enough_positions_and_all_its_layers(key):
     config = SPECS[key].config
+    config = config.get("text_config", config)
     assert config["max_position_embeddings"] >= (8192 if key[1] == BENCH else 2048)
     assert len(config.get("layer_types", [])) in (0, config["num_hidden_layers"])
 
@@ -239,7 +230,7 @@ class TestTokenizer:
         assert json.loads(answer) == {"name": "\u00e9t\u00e9", "n": 4096}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
 class TestOutputs:
     def test_greedy_output_is_varied_and_decided_by_clear_margins(self, family, answer):
         tokens, margins = answer(family)
@@ -257,11 +248,13 @@ class TestOutputs:
 
     @pytest.mark.parametrize("back", [20, 180], ids=["in reach of windows", "far behind them"])
     def test_a_page_of_other_tokens_in_the_prompt_changes_the_output(
-        self, family, back, model, prompt, answer
+        self, family, back, model, prompt
     ):
         other = list(prompt)
         other[-back - 16 : -back] = prompt[:16]
-        assert greedy(model(family), other)[0] != answer(family)[0]
+        before = last_logits(model(family), prompt)
+        change = (last_logits(model(family), other) - before).std() / before.std()
+        assert change > 0.02, f"logits change by only {change:.1%}"
 
 
 class TestKinds:
@@ -273,15 +266,6 @@ class TestKinds:
         local = next((m for m in LOCAL_MASKS if hasattr(code, m)), None)
         if family == "llama":
             assert local is None, "the control has one kind of layer"
-            return
-        if family == "jamba":
-            from transformers.models.jamba.modeling_jamba import JambaAttention, JambaMambaMixer
-
-            before = last_logits(subject, prompt)
-            for kind in (JambaMambaMixer, JambaAttention):
-                with silenced(subject, kind):
-                    change = (last_logits(subject, prompt) - before).std() / before.std()
-                assert change > 0.1, f"without its {kind.__name__} logits change by {change:.1%}"
             return
         before = last_logits(subject, prompt)
         for one, other in ((local, FULL_MASK), (FULL_MASK, local)):
@@ -312,3 +296,25 @@ class TestKinds:
                 for output, weight in zip(outputs, kept, strict=True):
                     output.weight.copy_(weight)
             assert change > 0.1, f"without {kind.__name__} logits change by only {change:.1%}"
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_what_is_in_a_picture_decides_the_output(family, model, checkpoint):
+    """By the real processor, from pixels to logits; half of a picture is enough."""
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(checkpoint(family))
+    turn = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
+    )
+    left, right = Image.new("RGB", (60, 30), "navy"), Image.new("RGB", (60, 30), "navy")
+    right.paste("orange", (30, 0, 60, 30))
+    seen = []
+    for picture in (left, right):
+        inputs = processor(images=picture, text=text, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            seen.append(model(family)(**inputs).logits[0, -1].float())
+    change = (seen[0] - seen[1]).std() / seen[0].std()
+    assert change > 0.1, f"logits change by only {change:.1%}"

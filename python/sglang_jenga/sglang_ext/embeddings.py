@@ -38,13 +38,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class _Entry:
-    """One embedding. ``slots`` hold its bytes, ``result`` everything else that SGLang stored."""
+    """One embedding. ``slots`` hold its bytes, ``result`` everything else that SGLang stored.
+
+    ``is_new``: nobody read it yet but the forward that encoded it, which does so at once.
+    """
 
     slots: IntArray
     result: EmbeddingResult
     shape: torch.Size
     dtype: torch.dtype
     last_use: float
+    is_new: bool = True
 
 
 class ArenaEmbeddings(MultimodalCache):
@@ -83,7 +87,8 @@ class ArenaEmbeddings(MultimodalCache):
         if entry is None:
             return None
         self._touch(mm_hash, entry)
-        self.reused += 1
+        self.reused += not entry.is_new
+        entry.is_new = False
         rows = self._view[to_device(entry.slots, self._view.device)]
         num_bytes = entry.shape.numel() * entry.dtype.itemsize
         flat = rows.view(-1)[:num_bytes]

@@ -78,10 +78,10 @@ HOOKS: tuple[Hook, ...] = (
         upstream="a registry of embedding caches that init_mm_embedding_cache consults",
     ),
     Hook(
-        target=f"{_SRT}.managers.mm_schedule.embedding_cache",
-        parameters=(),
+        target=f"{_SRT}.managers.mm_schedule.init_mm_embedding_cache",
+        parameters=("max_size",),
         kind="uses",
-        reason="the name under which forwards look for embeddings",
+        reason="sets mm_schedule.embedding_cache, which is set again: forwards look there",
         upstream="a registry of embedding caches that init_mm_embedding_cache consults",
     ),
     Hook(

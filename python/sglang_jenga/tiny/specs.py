@@ -276,8 +276,10 @@ _ALL = (
 )
 SPECS: Mapping[tuple[str, str], TinySpec] = {(s.family, s.preset): s for s in _ALL}
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(s.family for s in _ALL))
-ATTENTION_FAMILIES: tuple[str, ...] = tuple(f for f in FAMILIES if f not in STATE_FAMILIES)
-"""Families without a recurrent state."""
+ATTENTION_FAMILIES: tuple[str, ...] = tuple(
+    f for f in FAMILIES if f not in (*STATE_FAMILIES, *IMAGE_FAMILIES)
+)
+"""Families of text alone, without a recurrent state."""
 
 
 def find_spec(family: str, preset: str = TEST) -> TinySpec:
