@@ -200,6 +200,7 @@ def runner(
             hf_text_config=hf_config,
             is_draft_model=False,
             is_encoder_decoder=encoder is not None,
+            is_multimodal=encoder is not None,
             linear_attn_registry_result=None,
             attention_chunk_size=None,
             is_hybrid_swa=False,

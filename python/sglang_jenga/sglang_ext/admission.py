@@ -89,15 +89,15 @@ class ArenaPrefillBudget(PrefillBudget):
     def _states_asked(self, newcomers: int, pending: int) -> int:
         """States for newcomers and for those admitted in this pass, and what they leave the cache.
 
-        That is a state for each request that is likely to hit one, at most for every second: where
-        there are hits, the last one or two requests of a batch would cost most of them
+        That is a state for each request that is likely to hit one, at most for every fourth: where
+        there are hits, the last request or two of a batch would cost a part of them
         (benchmark/capacity). Requests that run need leave none.
         """
         if not newcomers:
             return pending
         running = np.count_nonzero(self.allocator.row_tokens)
         requests = int(running) + self._admitted + newcomers
-        return newcomers + pending + int(requests * min(0.5, self.allocator.state_hit_rate))
+        return newcomers + pending + int(requests * min(0.25, self.allocator.state_hit_rate))
 
     def _future_window_tokens(self) -> float:
         """Window growth of running requests: none grows past its span, nor past its tokens."""
@@ -243,13 +243,19 @@ class ArenaPrefillBudget(PrefillBudget):
         """
         now = min(extend_input_len, chunk_limit)
         self.total_offset += extend_input_len - now
-        if self._fits_eventually(now, now, 0) and self._make_free_now(now, 0):
+        possible = self._fits_eventually(now, now, 0)
+        # A state at a branch point costs no more than the chunk it would lengthen, and the next
+        # visitor computes that prefix again. Windows are cheap to hold but many: kept at this
+        # price they cost more steps than they save (benchmark/capacity).
+        spares_states = self.allocator.state_kind is not None
+        if possible and self._make_free_now(now, 0, sparing=spares_states):
             return chunk_limit
-        # Windows that are worth keeping would not make it fit: the rest allows a shorter chunk.
+        # What is worth keeping stays if the rest allows a chunk that is not much shorter.
+        shorter = self._largest_chunk_now(now, 0, sparing=True)
+        if spares_states and 2 * shorter < now and possible and self._make_free_now(now, 0):
+            return chunk_limit
         self._starved = True
-        return (
-            self._largest_chunk_now(now, 0, sparing=True) or self._largest_chunk_now(now, 0) or None
-        )
+        return shorter or self._largest_chunk_now(now, 0) or None
 
     def reserve(
         self,
