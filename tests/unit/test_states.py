@@ -223,6 +223,29 @@ def test_full_slots_that_no_state_makes_a_hit_go_before_older_ones_that_can_be_h
     assert m.hit(old) == len(old)
 
 
+def test_the_next_chunk_of_a_prompt_spares_the_state_of_a_branch_point() -> None:
+    """Requests that run pin all else; the chunk is as long as what is free allows."""
+    m = machine(large_pages=60)
+    shared = PROMPT[:42]
+    tails = [range(600 + 50 * i, 640 + 50 * i) for i in range(4)]
+    for tail in tails[:2]:
+        serve(m, [*shared, *tail])
+    for tail in tails[2:]:
+        m.prefill([*shared, *tail], max_new=50)
+    while m.tree.tree_core.oldest(sparing=True) is not None:
+        m.tree._evict_one({ct: 0 for ct in m.tree.tree_components}, sparing=True)
+    states = m.tree.mamba_evictable_size()
+    assert states == 1, "that of the branch"
+    budget = m.arena.create_prefill_budget(m.tree)
+    chunk = budget.fit_chunk(extend_input_len=10_000, max_new_tokens=0, chunk_limit=10_000)
+    assert chunk is not None and 0 < chunk < 10_000
+    assert m.tree.mamba_evictable_size() == states
+    free = m.arena.core.num_available(0)
+    assert chunk == free
+    m.tree.evict_until(lambda: False)
+    assert m.arena.core.num_available(0) > free, "it had something to spare"
+
+
 # ---- under load ----------------------------------------------------------------------------------
 
 

@@ -189,12 +189,23 @@ class ArenaTreeCore(UnifiedTreeCore):
         lru = self.lru_lists[kind]
         node = lru.oldest_spare() or lru.get_lru_no_lock()
         if sparing and kind is ComponentType.MAMBA:
-            while node is not None and len(node.children) > 1:
+            while node is not None and self._is_branch_point(node):
                 node = lru.get_prev_no_lock(node)
         if node is None:
             return None
         is_leaf = node in self.evictable_device_leaves
         return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf, kind=kind)
+
+    def _is_branch_point(self, node: UnifiedTreeNode) -> bool:
+        """Whether prompts part behind ``node`` before there is another state to continue from.
+
+        States lie on a grid, so the prompts may part some tokens further on.
+        """
+        while len(node.children) == 1:
+            node = next(iter(node.children.values()))
+            if node.component_data[ComponentType.MAMBA].value is not None:
+                return False
+        return len(node.children) > 1
 
     def oldest(self, sparing: bool = False) -> Victim | None:
         """The least valuable piece across kinds, None when nothing is evictable.
