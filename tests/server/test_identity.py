@@ -33,7 +33,9 @@ SUBSET: dict[tuple[str, str], tuple[str, ...]] = {
         "streaming_sessions",
         "abort_prefill",
     ),
-    ("llama", "tight"): ("pressure", "multi_turn"),
+    # Text in full layers and images in cross layers; without images it is a uniform model.
+    ("mllama", "tight"): ("pressure", "images_crowd", "images_hit"),
+    ("gemma3_vision", "tight"): ("images_crowd", "images_abort"),
     ("granite_hybrid", "tight"): ("pressure", "flush_under_load"),
     ("qwen3_next", "plain"): ("prefill_hit", "decode_hit", "parallel_sampling", "abort_prefill"),
 }
