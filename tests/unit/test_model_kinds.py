@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
-from sglang_jenga.sglang_ext.setup import classify, setup_of
+from sglang_jenga.sglang_ext.setup import classify, embedding_cache_bytes, setup_of
 
 
 def attention(layer_id: int, **settings: Any) -> RadixAttention:
@@ -182,6 +182,7 @@ def runner(
     mla: bool = False,
     encoder: str | None = None,
     page_size: int = 1,
+    multimodal: bool = False,
 ) -> Any:
     """The parts of a ModelRunner that ``classify`` reads and writes.
 
@@ -200,7 +201,9 @@ def runner(
             hf_text_config=hf_config,
             is_draft_model=False,
             is_encoder_decoder=encoder is not None,
-            is_multimodal=encoder is not None,
+            is_multimodal=multimodal or encoder is not None,
+            hidden_size=32,
+            dtype=torch.bfloat16,
             linear_attn_registry_result=None,
             attention_chunk_size=None,
             is_hybrid_swa=False,
@@ -261,6 +264,33 @@ def test_a_model_with_images_is_told_that_the_tree_takes_them_one_by_one() -> No
 def test_encoders_that_were_not_checked_are_refused(subject: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         classify(subject)
+
+
+@pytest.mark.parametrize(
+    ("multimodal", "encoder", "side_cache_mb", "kept"),
+    [
+        (True, None, 3, True),
+        (True, None, 0, False),  # the user wants none
+        (False, None, 3, False),
+        (True, MLLAMA, 3, False),  # images are K/V there
+    ],
+)
+def test_embeddings_are_a_kind_where_sglang_would_cache_them(
+    multimodal: bool,
+    encoder: str | None,
+    side_cache_mb: int,
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SGLANG_VLM_CACHE_SIZE_MB", str(side_cache_mb))
+    built = with_images() if encoder else model(attention(0), attention(1))
+    subject = runner(built, encoder=encoder, multimodal=multimodal)
+    classify(subject)
+    specs = {s.name: s for s in setup_of(subject.model_config).kinds.specs(torch.bfloat16)}
+    assert ("vision" in specs) is kept
+    assert embedding_cache_bytes(subject.model_config) == (side_cache_mb * 2**20 if kept else 0)
+    if kept:
+        assert specs["vision"].payload_bytes == 32 * 2, "a token's embedding"
 
 
 def recurrent(*, temporal: tuple[int, ...]) -> SimpleNamespace:
