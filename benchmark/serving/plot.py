@@ -38,10 +38,11 @@ def main() -> None:
             axis.step(
                 range(len(values)), values, color=COLOURS[row["manager"]], label=row["manager"]
             )
-            axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
         column[0].set_title(row["workload"])
         column[1].set_xlabel("decode step")
+    for axis in axes.flat:
+        axis.set_ylim(bottom=0)
     axes[0][0].set_ylabel("running requests")
     axes[1][0].set_ylabel("states pinned per request")
     axes[0][0].legend()
