@@ -40,13 +40,16 @@ class Shape:
     backend: str = "sglang-oai"
 
 
-def long_prompts(num: int, *, prompt_tokens: int, output_tokens: int) -> tuple[str, ...]:
-    """``bench_serving`` flags: prompts that share nothing."""
+def _of_length(num: int, prompt_tokens: int, output_tokens: int) -> tuple[str, ...]:
     return (
-        *("--dataset-name", "random-ids", "--random-range-ratio", "1.0"),
-        *("--num-prompts", str(num)),
+        *("--num-prompts", str(num), "--random-range-ratio", "1.0"),
         *("--random-input-len", str(prompt_tokens), "--random-output-len", str(output_tokens)),
     )
+
+
+def long_prompts(num: int, *, prompt_tokens: int, output_tokens: int) -> tuple[str, ...]:
+    """``bench_serving`` flags: prompts that share nothing."""
+    return ("--dataset-name", "random-ids", *_of_length(num, prompt_tokens, output_tokens))
 
 
 def shared_prefixes(groups: int, *, prefix_tokens: int, question_tokens: int) -> tuple[str, ...]:
@@ -65,9 +68,8 @@ def pictures(
     """``bench_serving`` flags: chats about pictures, all different."""
     return (
         *("--dataset-name", "image", "--image-count", str(per_prompt)),
-        *("--image-resolution", "100x100", "--random-range-ratio", "1.0"),
-        *("--num-prompts", str(num)),
-        *("--random-input-len", str(prompt_tokens), "--random-output-len", str(output_tokens)),
+        *("--image-resolution", "100x100"),
+        *_of_length(num, prompt_tokens, output_tokens),
     )
 
 

@@ -11,9 +11,8 @@ import threading
 from server import prompts
 from server.client import Answer, Chat, Request
 from server.run import Failed, Run, Scenario
+from sglang_jenga.tiny.tokenizer import FIRST_IMAGE_ID
 
-#: Id of ``<|image|>`` in the tokenizer of tiny models.
-_IMAGE_ID = 1024
 _QUESTIONS = (
     "Describe the picture.",
     "Which colour is most of it?",
@@ -44,7 +43,7 @@ def _with_pictures(number: int, *, max_new_tokens: int) -> Request:
     pictures = (), (number % 5,), (number % 3, 7)
     chosen = pictures[number % 3]
     return Request(
-        input_ids=(_IMAGE_ID,) * len(chosen) + prompts.words(_SEED + number, 12 + 3 * number),
+        input_ids=(FIRST_IMAGE_ID,) * len(chosen) + prompts.words(_SEED + number, 12 + 3 * number),
         max_new_tokens=max_new_tokens,
         pictures=chosen,
     )

@@ -127,6 +127,11 @@ class KindSpec:
         return self.dependency in _PAGED
 
     @property
+    def grows_with_text(self) -> bool:
+        """Whether a request takes a slot for each token of text that it computes."""
+        return self.dependency is Dependency.FULL or self.slides
+
+    @property
     def slides(self) -> bool:
         """Whether a running request gives up its oldest slots as it grows."""
         return self.dependency in _SPANNED

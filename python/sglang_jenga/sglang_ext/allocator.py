@@ -66,13 +66,13 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         )
         self.kinds = tuple(range(len(plan.kinds)))
         dependencies = [kind.spec.dependency for kind in plan.kinds]
-        apart = (Dependency.STATE, Dependency.CROSS, Dependency.VISION)
         #: Kinds that hold a slot for each token of text: all of them grow together.
-        self.token_kinds = tuple(k for k in self.kinds if dependencies[k] not in apart)
+        self.token_kinds = tuple(k for k in self.kinds if plan.kinds[k].spec.grows_with_text)
         #: The kinds of recurrent states, of images in cross layers and of embeddings, None: the
         #: model has none.
         self.state_kind, self.cross_kind, self.vision_kind = (
-            dependencies.index(d) if d in dependencies else None for d in apart
+            dependencies.index(d) if d in dependencies else None
+            for d in (Dependency.STATE, Dependency.CROSS, Dependency.VISION)
         )
         #: The cache over the vision kind, where there is one.
         self.embeddings: ArenaEmbeddings | None = None

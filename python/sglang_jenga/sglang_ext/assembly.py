@@ -10,12 +10,13 @@ from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.demand import DemandModel
-from sglang_jenga.sglang_ext.model_kinds import ModelKinds
+from sglang_jenga.sglang_ext.model_kinds import FULL, ModelKinds
 from sglang_jenga.sglang_ext.setup import is_cuda, setup_of
 
 if TYPE_CHECKING:
     import torch
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    from sglang.srt.mem_cache.memory_pool import KVCache
 
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
     from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
@@ -81,7 +82,6 @@ def build_rows(
 
     ``snapshot_grid_tokens``: where prefill leaves states for others, None: it leaves none.
     """
-    from sglang_jenga.sglang_ext.cross import image_base
     from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
     from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
 
@@ -91,7 +91,7 @@ def build_rows(
             context_tokens,
             device,
             enable_memory_saver=False,
-            image_base=image_base(buffer.plan) if kinds.cross else None,
+            image_base=buffer.plan.num_slots(FULL) if kinds.cross else None,
         )
     return ArenaStateReqPool(
         num_rows,
@@ -119,35 +119,29 @@ def build_allocator(
     """
     from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 
-    allocator = _allocator_of(buffer, kinds, req_pool, demand, dtype=dtype, device=device)
+    allocator_class, pool = _class_and_pool(buffer, kinds, req_pool, dtype)
+    allocator = allocator_class(buffer.plan, pool, req_pool, demand, dtype, device)
     if kinds.embedding is not None:
         allocator.embeddings = ArenaEmbeddings(buffer, allocator)
     return allocator
 
 
-def _allocator_of(
-    buffer: ArenaBuffer,
-    kinds: ModelKinds,
-    req_pool: ArenaReqToTokenPool,
-    demand: DemandModel,
-    *,
-    dtype: torch.dtype,
-    device: str,
-) -> ArenaAllocatorBase:
+def _class_and_pool(
+    buffer: ArenaBuffer, kinds: ModelKinds, req_pool: ArenaReqToTokenPool, dtype: torch.dtype
+) -> tuple[type[ArenaAllocatorBase], KVCache]:
+    """The allocator that these kinds need and the KV pool that it hands slots of."""
     from sglang_jenga.sglang_ext.cross import CrossArenaAllocator
     from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
     from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool, state_model_pool
     from sglang_jenga.sglang_ext.uniform import StateArenaAllocator, UniformArenaAllocator
 
-    plan = buffer.plan
     if kinds.window:
-        hybrid = ArenaHybridKVPool(buffer, kinds, dtype)
-        return HybridArenaAllocator(plan, hybrid, req_pool, demand, dtype, device)
+        return HybridArenaAllocator, ArenaHybridKVPool(buffer, kinds, dtype)
+    plan = buffer.plan
     pool = ArenaKVPool(buffer, plan.kinds[0], kinds.full, dtype, cross=kinds.cross)
     pool.mem_usage = plan.arena_bytes / 2**30
     if kinds.cross:
-        return CrossArenaAllocator(plan, pool, req_pool, demand, dtype, device)
+        return CrossArenaAllocator, pool
     if kinds.states is not None:
-        over_states = state_model_pool(pool, kinds, req_pool)
-        return StateArenaAllocator(plan, over_states, req_pool, demand, dtype, device)
-    return UniformArenaAllocator(plan, pool, req_pool, demand, dtype, device)
+        return StateArenaAllocator, state_model_pool(pool, kinds, req_pool)
+    return UniformArenaAllocator, pool

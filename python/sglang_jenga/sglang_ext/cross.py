@@ -23,16 +23,9 @@ import torch
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.errors import Exhausted
-from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, logger
-from sglang_jenga.sglang_ext.model_kinds import FULL
 from sglang_jenga.sglang_ext.req_pool import Extent
 from sglang_jenga.sglang_ext.uniform import UniformArenaAllocator
-
-
-def image_base(plan: ArenaPlan) -> int:
-    """First host id of an image's slot: ids below are slots of the full kind."""
-    return plan.num_slots(FULL)
 
 
 class CrossArenaAllocator(UniformArenaAllocator):
@@ -42,7 +35,7 @@ class CrossArenaAllocator(UniformArenaAllocator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.image_base = image_base(self.plan)
+        self.image_base = self.rows.image_base
         #: Image tokens at the start of each row.
         self.image_tokens: IntArray = np.zeros(self.req_pool.num_rows, dtype=np.int64)
         #: Image slots that the tree owns, pinned or not; kept by the tree.

@@ -45,9 +45,8 @@ class DemandModel:
         One small page for kinds that do not grow with the text: they have no runs.
         """
         longest = max(1, MAX_RUN_TOKENS // self.page_tokens)
-        apart = (Dependency.STATE, Dependency.CROSS, Dependency.VISION)
         return [
-            1 if kind.spec.dependency in apart else min(kind.small_pages_per_large_page, longest)
+            min(kind.small_pages_per_large_page, longest) if kind.spec.grows_with_text else 1
             for kind in plan.kinds
         ]
 

@@ -144,7 +144,7 @@ class ArenaEmbeddings(MultimodalCache):
             self.free(mm_hash)
 
     def available_size(self) -> int:
-        return len(self._entries)
+        return len(self)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -93,3 +93,16 @@ BENCH_SIZE: Mapping[str, object] = {
     "head_dim": 64,
     "max_position_embeddings": 16384,
 }
+LLAMA3_ROPE: Mapping[str, object] = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+#: Gemma 3: a RoPE base for each kind of layer.
+GEMMA3_ROPE: Mapping[str, object] = {
+    WINDOW: {"rope_type": "default", "rope_theta": 10_000.0},
+    FULL: {"rope_type": "default", "rope_theta": 1_000_000.0},
+}

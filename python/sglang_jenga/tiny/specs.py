@@ -14,7 +14,8 @@ from sglang_jenga.tiny.spec import (
     BENCH_SIZE,
     COMMON,
     DEMO,
-    FULL,
+    GEMMA3_ROPE,
+    LLAMA3_ROPE,
     SMALL,
     SMALL_SQUARE,
     TEST,
@@ -43,15 +44,13 @@ __all__ = [
 def _llama(preset: str, size: Mapping[str, object], layers: int) -> TinySpec:
     """Llama 3.1: full attention everywhere. The control: nothing to gain, so nothing may be
     lost."""
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 500_000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 512,
+    config = {
+        **COMMON,
+        **SMALL,
+        **size,
+        "num_hidden_layers": layers,
+        "rope_parameters": LLAMA3_ROPE,
     }
-    config = {**COMMON, **SMALL, **size, "num_hidden_layers": layers, "rope_parameters": rope}
     return TinySpec(family="llama", preset=preset, model_type="llama", config=config)
 
 
@@ -84,10 +83,7 @@ def _gemma3(preset: str, size: Mapping[str, object], layers: int, window: int) -
         "layer_types": layer_types(layers=layers, local=WINDOW, period=6),
         "sliding_window": window,
         "query_pre_attn_scalar": 64,
-        "rope_parameters": {
-            WINDOW: {"rope_type": "default", "rope_theta": 10_000.0},
-            FULL: {"rope_type": "default", "rope_theta": 1_000_000.0},
-        },
+        "rope_parameters": GEMMA3_ROPE,
     }
     return TinySpec(
         family="gemma3",

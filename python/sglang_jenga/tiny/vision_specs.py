@@ -3,7 +3,8 @@
 
 from sglang_jenga.tiny.spec import (
     COMMON,
-    FULL,
+    GEMMA3_ROPE,
+    LLAMA3_ROPE,
     SMALL,
     SMALL_SQUARE,
     TEST,
@@ -24,14 +25,6 @@ def _mllama() -> TinySpec:
     """Llama 3.2 Vision: cross layers, which read the images of a request and nothing else, among
     self layers, which read its text (published: 8 among 32). The encoder hands out two of its
     hidden states beside the last one, both from before its last layer."""
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 500_000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 512,
-    }
     hidden = 64
     taken = [1, 2]
     text = {
@@ -39,7 +32,7 @@ def _mllama() -> TinySpec:
         **SMALL_SQUARE,
         "num_hidden_layers": 6,
         "cross_attention_layers": [1, 4],
-        "rope_parameters": rope,
+        "rope_parameters": LLAMA3_ROPE,
     }
     vision = {
         "hidden_size": hidden,
@@ -96,10 +89,7 @@ def _gemma3_vision() -> TinySpec:
         "layer_types": layer_types(layers=6, local=WINDOW, period=6),
         "sliding_window": 32,
         "query_pre_attn_scalar": 64,
-        "rope_parameters": {
-            WINDOW: {"rope_type": "default", "rope_theta": 10_000.0},
-            FULL: {"rope_type": "default", "rope_theta": 1_000_000.0},
-        },
+        "rope_parameters": GEMMA3_ROPE,
     }
     vision = {
         "hidden_size": 64,

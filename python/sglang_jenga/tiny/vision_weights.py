@@ -5,15 +5,18 @@ import math
 
 import torch
 
-SCORE_STD = 2.2
-NORM_JITTER = 0.1
 POSITION_STD = 0.3
 PATCH_GAIN = 3.0
 """Pixels of one patch are alike; what is left of them after centring must outweigh positions."""
 
 
-def draw_vision_parameter(name: str, noise: torch.Tensor) -> torch.Tensor:
-    """A value for the encoder's parameter ``name``; ``noise`` is standard normal, of its shape."""
+def draw_vision_parameter(
+    name: str, noise: torch.Tensor, *, score_std: float, norm_jitter: float
+) -> torch.Tensor:
+    """A value for the encoder's parameter ``name``; ``noise`` is standard normal, of its shape.
+
+    ``score_std``, ``norm_jitter``: as for the text model (:mod:`sglang_jenga.tiny.weights`).
+    """
     owner, _, leaf = name.rpartition(".")
     module = owner.rpartition(".")[2]
     if leaf in ("gate", "gate_attn", "gate_ffn"):  # opens a branch that starts closed
@@ -23,13 +26,13 @@ def draw_vision_parameter(name: str, noise: torch.Tensor) -> torch.Tensor:
     if "embedding" in module and module != "patch_embedding":
         return POSITION_STD * noise
     if leaf == "bias":
-        return NORM_JITTER * noise
+        return norm_jitter * noise
     if "norm" in module:
-        return 1.0 + NORM_JITTER * noise
+        return 1.0 + norm_jitter * noise
     inputs = noise[0].numel()
     gains = {
-        "q_proj": math.sqrt(SCORE_STD),
-        "k_proj": math.sqrt(SCORE_STD),
+        "q_proj": math.sqrt(score_std),
+        "k_proj": math.sqrt(score_std),
         "patch_embedding": PATCH_GAIN,
     }
     return gains.get(module, 1.0) * noise * inputs**-0.5

@@ -130,7 +130,7 @@ class _Plan:
         if self._is_jamba and ".mamba." in name:
             return jamba_spec.draw(name, noise)
         if ".vision_model." in name or ".vision_tower." in name:
-            return draw_vision_parameter(name, noise)
+            return draw_vision_parameter(name, noise, score_std=SCORE_STD, norm_jitter=NORM_JITTER)
         owner, _, leaf = name.rpartition(".")
         if leaf == "mm_input_projection_weight":  # [in, out]
             return noise * like.shape[0] ** -0.5
