@@ -22,7 +22,7 @@ UNDER_PRESSURE = ("pressure", "multi_turn", "abort_decode", "flush_under_load", 
 
 #: Tokens of SGLang's own pools whose bytes the roomy and the tight arenas take.
 ROOMY_TOKENS = 8192
-TIGHT_TOKENS: Mapping[str, int] = {"jamba": 400}
+TIGHT_TOKENS: Mapping[str, int] = {"jamba": 400, "mllama": 450}
 TIGHT_TOKENS_DEFAULT = 700
 
 
