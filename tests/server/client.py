@@ -25,6 +25,11 @@ class Refused(RuntimeError):
         self.message = message
 
 
+#: Log probabilities closer than this are a tie: batches of another shape sum in another order,
+#: which moves them by a few 1e-5.
+TIE = 1e-4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One greedy completion of ``input_ids``: what decides the answer, and nothing else.
@@ -113,6 +118,8 @@ class Answer:
 
     logprobs: natural logarithm, one per token. prompt_logprobs: one per prompt token after the
         first, where they were asked for.
+    ties: (position, id) of tokens that would have been as good as the ones chosen, where two were
+        asked for.
     """
 
     tokens: tuple[int | str, ...]
@@ -120,6 +127,7 @@ class Answer:
     text: str
     finish: str
     prompt_logprobs: tuple[float, ...] = ()
+    ties: tuple[tuple[int, int], ...] = ()
     prompt_tokens: int = 0
     cached_tokens: int = 0
     retractions: int = 0
@@ -227,6 +235,7 @@ def _answer(reply: Mapping[str, Any]) -> Answer:
     meta = reply["meta_info"]
     scored = meta.get("output_token_logprobs") or []
     prompt = meta.get("input_token_logprobs") or []
+    best_two = meta.get("output_top_logprobs") or []
     return Answer(
         tokens=tuple(item[1] for item in scored),
         logprobs=tuple(item[0] for item in scored),
@@ -234,6 +243,11 @@ def _answer(reply: Mapping[str, Any]) -> Answer:
         finish=(meta.get("finish_reason") or {}).get("type", ""),
         # The first prompt token has no logprob.
         prompt_logprobs=tuple(item[0] for item in prompt if item[0] is not None),
+        ties=tuple(
+            (position, second[1])
+            for position, (first, second) in enumerate(best_two)
+            if first[0] - second[0] < TIE
+        ),
         prompt_tokens=meta.get("prompt_tokens", 0),
         cached_tokens=meta.get("cached_tokens", 0),
         retractions=meta.get("num_retractions", 0),

@@ -19,13 +19,13 @@ from typing import Any
 import sglang_jenga
 from server.client import Answer
 
-_ANSWER_FIELDS = ("tokens", "logprobs", "text", "finish", "prompt_logprobs")
+_ANSWER_FIELDS = ("tokens", "logprobs", "text", "finish", "prompt_logprobs", "ties")
 
 
 def fingerprint(checkpoint: Path, flags: Iterable[str]) -> str:
     """Hash of what decides stock answers: checkpoint, flags, engine, attention and model code."""
     digest = hashlib.sha256((checkpoint / "tiny.json").read_bytes())
-    digest.update(json.dumps([list(flags), metadata.version("sglang")]).encode())
+    digest.update(json.dumps([_ANSWER_FIELDS, list(flags), metadata.version("sglang")]).encode())
     package = Path(sglang_jenga.__file__).parent
     for source in sorted([*package.glob("attention/*.py"), *package.glob("models/*.py")]):
         digest.update(source.read_bytes())
@@ -56,7 +56,8 @@ class Reference:
     def get(self, key: str) -> Answer:
         """Raises KeyError for a request that was never recorded."""
         fields = self._answers[key]
-        return Answer(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return Answer(**values | {"ties": tuple(tuple(tie) for tie in fields["ties"])})
 
     def put(self, key: str, answer: Answer) -> None:
         if answer.retractions:

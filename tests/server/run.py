@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from server.client import Answer, Chat, Client, Request
-from server.compare import first_difference, largest_difference
+from server.compare import first_difference, largest_difference, until_tie
 from server.launch import RunningServer
 from server.reference import Reference
 
@@ -111,12 +111,14 @@ class Run:
         tally.cached_tokens += answer.cached_tokens
         tally.answer_tokens += len(answer.tokens)
         tally.retractions += answer.retractions
+        comparable = until_tie(expected, answer)
+        prefix = prefix or comparable is not answer
         tally.max_logprob_difference = max(
             tally.max_logprob_difference,
-            largest_difference(expected.logprobs, answer.logprobs),
+            largest_difference(expected.logprobs, comparable.logprobs),
             largest_difference(expected.prompt_logprobs, answer.prompt_logprobs),
         )
-        difference = first_difference(expected, answer, prefix=prefix)
+        difference = first_difference(expected, comparable, prefix=prefix)
         if difference is not None:
             raise Failed(difference)
 
@@ -137,7 +139,10 @@ class Recording(Run):
     def ask(
         self, requests: Sequence[Request], *, concurrency: int = 1, **extra: Any
     ) -> list[Answer]:
-        return self._recorded(requests, self.client.generate, concurrency)
+        def with_ties(request: Request) -> Answer:
+            return self.client.generate(request, top_logprobs_num=2)
+
+        return self._recorded(requests, with_ties, concurrency)
 
     def chat(self, chats: Sequence[Chat], *, concurrency: int = 1) -> list[Answer]:
         return self._recorded(chats, self.client.chat, concurrency)

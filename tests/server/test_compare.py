@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from server.client import Answer
-from server.compare import LOGPROB_TOLERANCE, first_difference
+from server.compare import LOGPROB_TOLERANCE, first_difference, until_tie
 
 STOCK = Answer(
     tokens=(7, 8, 9),
@@ -60,3 +60,15 @@ def test_an_aborted_answer_must_be_a_beginning() -> None:
     assert first_difference(STOCK, replace(cut, tokens=(7, 9)), prefix=True) is not None
     longer = replace(STOCK, tokens=(7, 8, 9, 10), logprobs=(-0.5, -1.0, -1.5, -1.0))
     assert first_difference(STOCK, longer, prefix=True) is not None
+
+
+def test_the_other_one_of_two_tokens_that_tie_ends_the_comparison() -> None:
+    tied = replace(STOCK, ties=((1, 5),))
+    other = replace(STOCK, tokens=(7, 5, 6), logprobs=(-0.5, -1.0, -9.0))
+    assert until_tie(tied, other) == replace(other, tokens=(7,), logprobs=(-0.5,))
+    for different in (
+        replace(other, tokens=(7, 4, 6)),  # no token that ties
+        replace(other, tokens=(5, 5, 6)),  # a difference before the tie
+        replace(STOCK, tokens=(7, 8, 5)),  # one behind it
+    ):
+        assert until_tie(tied, different) is different
