@@ -15,8 +15,8 @@ from sglang.srt.server_args import ServerArgs
 
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.policies import Chunked, Cross, Full, Policy, Window
 from sglang_jenga.sglang_ext import plugin
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.assembly import build_allocator, build_rows
@@ -28,12 +28,6 @@ from sglang_jenga.sglang_ext.state_strategy import LAZY
 from sglang_jenga.sglang_ext.states import StateLayers
 
 DTYPE = torch.bfloat16
-DEPENDENCY = {
-    "full": Dependency.FULL,
-    "swa": Dependency.WINDOW,
-    "chunk": Dependency.CHUNKED,
-    "cross": Dependency.CROSS,
-}
 #: More rows than any row of the judge runs at once; a row costs 4 bytes per position of memory.
 MAX_ROWS = 512
 #: Grid of prefill snapshots: the chunk of SGLang's gated-delta-net kernels, as for every peer.
@@ -71,12 +65,19 @@ def kinds_of(model: Any) -> ModelKinds:
                 num_kv_heads=group.heads,
                 k_head_dim=group.head_dim,
                 v_head_dim=group.head_dim,
-                dependency=DEPENDENCY[group.kind],
-                span_tokens=group.window or None,
+                policy=_policy(group),
             )
             for i in ids
         ]
     return group_layers(layers, states)
+
+
+def _policy(group: Any) -> Policy:
+    if group.kind == "swa":
+        return Window(window_tokens=group.window)
+    if group.kind == "chunk":
+        return Chunked(chunk_tokens=group.window)
+    return {"full": Full, "cross": Cross}[group.kind]()
 
 
 def _states(group: Any, layer_ids: tuple[int, ...]) -> StateLayers:
@@ -107,9 +108,7 @@ def build(model: Any, budget_bytes: int, args: Any) -> ServerParts:
     publish(server_args, role="tokenizer")
     plugin.load()
     plan = plan_arena(kinds.specs(DTYPE), arena_bytes=budget_bytes, page_tokens=1)
-    demand = DemandModel(
-        page_tokens=1, span_tokens=kinds.span_tokens, chunk_tokens=args.token_budget
-    )
+    demand = DemandModel(page_tokens=1, window=kinds.window_policy, chunk_tokens=args.token_budget)
     rows = min(args.max_seqs, MAX_ROWS)
     buffer = ArenaBuffer(plan, "meta")
     req_pool = build_rows(

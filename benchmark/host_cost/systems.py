@@ -31,7 +31,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import Full, Policy, Window
 from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.assembly import build_allocator
 from sglang_jenga.sglang_ext.demand import DemandModel
@@ -209,15 +209,15 @@ class Jenga(System):
     alloc_for_decode = staticmethod(decode.alloc_for_decode)
 
     def _build(self, tokens: int, rows: int, context: int) -> None:
-        window = self._layers(0, self.window_layers, Dependency.WINDOW, WINDOW)
-        full = self._layers(self.window_layers, self.full_layers, Dependency.FULL, None)
+        window = self._layers(0, self.window_layers, Window(window_tokens=WINDOW))
+        full = self._layers(self.window_layers, self.full_layers, Full())
         kinds = ModelKinds(full=full, window=window)
         self.rows = ArenaReqToTokenPool(rows, context, self.device, enable_memory_saver=False)
         specs = kinds.specs(DTYPE)
         per_token = sum(spec.payload_bytes for spec in specs)
         plan = plan_arena(specs, arena_bytes=tokens * per_token, page_tokens=self.page_tokens)
         demand = DemandModel(
-            page_tokens=self.page_tokens, span_tokens=kinds.span_tokens, chunk_tokens=None
+            page_tokens=self.page_tokens, window=kinds.window_policy, chunk_tokens=None
         )
         buffer = ArenaBuffer(plan, self.device)
         self.allocator = build_allocator(
@@ -226,17 +226,14 @@ class Jenga(System):
         self.tree = build_radix_cache(self._context())
 
     @staticmethod
-    def _layers(
-        first: int, number: int, dependency: Dependency, span: int | None
-    ) -> tuple[AttentionLayer, ...]:
+    def _layers(first: int, number: int, policy: Policy) -> tuple[AttentionLayer, ...]:
         return tuple(
             AttentionLayer(
                 layer_id=first + i,
                 num_kv_heads=HEADS,
                 k_head_dim=DIM,
                 v_head_dim=DIM,
-                dependency=dependency,
-                span_tokens=span,
+                policy=policy,
             )
             for i in range(number)
         )

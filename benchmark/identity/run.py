@@ -23,6 +23,7 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "benchmark")]
 
 from provenance import commit  # noqa: E402
 from server.compare import LOGPROB_TOLERANCE  # noqa: E402
+from server.examples import EXAMPLES  # noqa: E402
 from server.matrix import CannotServe, Family, play, prepare, reference_of  # noqa: E402
 from server.scenarios import SCENARIOS  # noqa: E402
 from server.variants import VARIANTS, Variant, jenga_spec, variants_of  # noqa: E402
@@ -30,6 +31,7 @@ from server.variants import VARIANTS, Variant, jenga_spec, variants_of  # noqa: 
 from sglang_jenga.tiny import FAMILIES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
+EVERY = (*FAMILIES, *EXAMPLES)
 
 
 def main() -> int:
@@ -61,7 +63,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [v.name for v in VARIANTS]
-    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--family", nargs="+", choices=EVERY, default=EVERY)
     parser.add_argument("--variant", nargs="+", choices=names, default=names)
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=tuple(SCENARIOS))
     parser.add_argument(
@@ -136,7 +138,7 @@ def _store(row: dict[str, Any]) -> None:
 
 def _table() -> str:
     """One table per variant: scenarios down, families across."""
-    stored = {family: _stored(family) for family in FAMILIES if _path(family).exists()}
+    stored = {family: _stored(family) for family in EVERY if _path(family).exists()}
     lines = ["# Identity matrix", "", f"Families run: {', '.join(stored)}."]
     for variant in VARIANTS:
         lines += ["", f"## {variant.name}", ""]

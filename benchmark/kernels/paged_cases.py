@@ -18,8 +18,8 @@ import torch
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.allocator import ArenaAllocator, IntArray
 from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.policies import Full, Policy, Window
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool
 
@@ -175,22 +175,23 @@ def arena_bytes_needed(case: Case, dtype: torch.dtype) -> int:
 
 
 def _model_kinds(case: Case) -> ModelKinds:
-    def layers(first_id: int, shape: Shape, dependency: Dependency) -> tuple[AttentionLayer, ...]:
+    def layers(first_id: int, shape: Shape, policy: Policy) -> tuple[AttentionLayer, ...]:
         return tuple(
             AttentionLayer(
                 layer_id=first_id + i,
                 num_kv_heads=shape.num_kv_heads,
                 k_head_dim=shape.head_dim,
                 v_head_dim=shape.head_dim,
-                dependency=dependency,
-                span_tokens=shape.window_tokens,
+                policy=policy,
             )
             for i in range(shape.num_layers)
         )
 
     return ModelKinds(
-        full=layers(0, case.full, Dependency.FULL),
-        window=layers(case.full.num_layers, case.window, Dependency.WINDOW),
+        full=layers(0, case.full, Full()),
+        window=layers(
+            case.full.num_layers, case.window, Window(window_tokens=case.window.window_tokens)
+        ),
     )
 
 

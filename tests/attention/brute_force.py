@@ -19,9 +19,12 @@ def sees(
     window: int | None,
     chunk: int | None,
     causal: bool,
+    head_keys: int = 0,
 ) -> bool:
     if causal and key_position > query_position:
         return False
+    if key_position < head_keys:
+        return True
     if window is not None and abs(query_position - key_position) > window:
         return False
     return chunk is None or query_position // chunk == key_position // chunk
@@ -37,6 +40,7 @@ def brute_force_attention(
     window: int | None = None,
     chunk: int | None = None,
     causal: bool = True,
+    head_keys: int = 0,
     logit_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -52,7 +56,7 @@ def brute_force_attention(
         seen = [
             k
             for k in range(keys.shape[0])
-            if sees(position, k, window=window, chunk=chunk, causal=causal)
+            if sees(position, k, window=window, chunk=chunk, causal=causal, head_keys=head_keys)
         ]
         for head in range(query.shape[1]):
             key_head = head // heads_per_key_head

@@ -16,6 +16,7 @@ pytest.importorskip("sglang", reason="SGLang is not installed")
 
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sink_window.policy import SinkWindow
 
 from backend_fakes import (
     DIM,
@@ -34,6 +35,9 @@ from backend_fakes import (
 )
 from brute_force import brute_force_attention
 from sglang_jenga.attention import backend as backend_module
+from sglang_jenga.core.policies import KV_POLICY
+
+HEAD = 3
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Serving:
         self.free = (torch.randperm(FULL_SLOTS, generator=self.generator) + 1).tolist()
         self.free_window = (torch.randperm(WINDOW_SLOTS, generator=self.generator) + 1).tolist()
         self.window_map = getattr(pool, "full_to_swa_index_mapping", None)
+        self.keeps_head = any(hasattr(layer, KV_POLICY) for layer in layers)
         self.requests = [Request(row=row) for row in (5, 2, 7)]
 
     def step(self, mode: ForwardMode, new_tokens: list[int]) -> None:
@@ -105,13 +110,14 @@ class Serving:
                 window=window if window > -1 else None,
                 chunk=self.backend.chunk_tokens if layer.use_irope else None,
                 causal=layer.attn_type == AttentionType.DECODER,
+                head_keys=HEAD if hasattr(layer, KV_POLICY) else 0,
             )
             torch.testing.assert_close(out[new].double(), expected, rtol=1e-4, atol=1e-5)
             start += count
 
     def _free_behind_window(self, table) -> None:
         for request in self.requests:
-            for position in range(max(0, request.cached - WINDOW)):
+            for position in range(HEAD if self.keeps_head else 0, request.cached - WINDOW):
                 slot = int(table[request.row, position])
                 if self.window_map[slot] > 0:
                     freed = int(self.window_map[slot])
@@ -164,6 +170,13 @@ def test_values_may_be_narrower_than_keys():
 def test_irope_layers_see_their_chunk_only_and_other_layers_everything():
     layers = [make_layer(0, use_irope=True), make_layer(1, use_irope=False)]
     Serving(plain_pool(), layers, chunk_tokens=6).serve()
+
+
+@pytest.mark.parametrize("make_pool", POOLS.values(), ids=POOLS.keys())
+def test_a_layer_reads_what_its_own_policy_says(make_pool):
+    sinking = make_layer(WINDOW_LAYER, sliding_window_size=WINDOW)
+    sinking.kv_policy = SinkWindow(sink_tokens=HEAD, window_tokens=WINDOW)
+    Serving(make_pool(), [make_layer(FULL_LAYER), sinking]).serve()
 
 
 def test_encoder_only_layers_see_the_whole_text():

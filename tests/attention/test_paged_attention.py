@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from sink_window.policy import SinkWindow
 
 from brute_force import brute_force_attention, sees
 from sglang_jenga.attention import paged
@@ -54,6 +55,7 @@ def check(
     window: int | None = None,
     chunk: int | None = None,
     causal: bool = True,
+    head: int = 0,
     with_sinks: bool = False,
     logit_cap: float = 0.0,
     first_columns: list[int] | None = None,
@@ -80,7 +82,8 @@ def check(
         query = 3 * torch.randn(new, shape.heads, shape.key_dim, generator=generator)
         for k in range(total):
             if any(
-                sees(cached + q, k, window=window, chunk=chunk, causal=causal) for q in range(new)
+                sees(cached + q, k, window=window, chunk=chunk, causal=causal, head_keys=head)
+                for q in range(new)
             ):
                 for keys, values in layouts:
                     keys[slots[k]], values[slots[k]] = key[k], value[k]
@@ -94,6 +97,7 @@ def check(
                 window=window,
                 chunk=chunk,
                 causal=causal,
+                head_keys=head,
                 logit_cap=logit_cap,
                 sinks=sinks,
             )
@@ -110,9 +114,12 @@ def check(
         )
         query_start += new
 
+    rule = Visibility(window_tokens=window, chunk_tokens=chunk, causal=causal)
+    if head:
+        rule = Visibility(policy=SinkWindow(sink_tokens=head, window_tokens=window))
     batches = plan_batches(
         spans,
-        Visibility(window_tokens=window, chunk_tokens=chunk, causal=causal),
+        rule,
         req_to_token=req_to_token,
         rows=rows,
     )
@@ -148,6 +155,7 @@ RULES = {
     "window-0": {"window": 0},
     "chunk-5": {"chunk": 5},
     "chunk-5-and-window-3": {"chunk": 5, "window": 3},
+    "head-2-and-window-3": {"window": 3, "head": 2},
 }
 SOFTMAXES = {
     "plain": {},
@@ -217,6 +225,19 @@ def test_a_chunk_layer_gathers_from_the_start_of_the_chunk_only():
         [span], Visibility(chunk_tokens=64), req_to_token=req_to_token, rows=torch.tensor([0])
     )
     assert batch.slots.tolist() == [list(range(192, 200))]
+
+
+def test_a_layer_with_a_head_gathers_nothing_between_it_and_its_window():
+    span = Span(
+        first_column=0, num_keys=200, query_start=0, num_queries=1, first_query_position=199
+    )
+    (batch,) = plan_batches(
+        [span],
+        Visibility(policy=SinkWindow(sink_tokens=3, window_tokens=8)),
+        req_to_token=torch.arange(512, dtype=torch.int32).view(1, 512),
+        rows=torch.tensor([0]),
+    )
+    assert batch.slots.tolist() == [[0, 1, 2, *range(191, 200)]]
 
 
 def test_a_prompt_over_chunk_borders_gathers_one_chunk_per_tile():

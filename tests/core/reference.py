@@ -15,8 +15,9 @@ from math import lcm
 import numpy as np
 
 from sglang_jenga.core.allocator import ArenaAllocator
-from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec
+from sglang_jenga.core.kinds import KindSpec, RowSpec
 from sglang_jenga.core.plan import ArenaPlan, KindPlan
+from sglang_jenga.core.policies import Full
 
 FULL, WINDOW = 0, 1  # kinds of the small arenas that tests make
 
@@ -32,7 +33,7 @@ def make_plan(num_large_pages: int, small_pages_per_large: Mapping[str, int]) ->
             KindPlan(
                 spec=KindSpec(
                     name=name,
-                    dependency=Dependency.FULL,
+                    policy=Full(),
                     rows=(RowSpec(layer_id=0, part="k", row_bytes=large_page_bytes // n),),
                 ),
                 slot_bytes=large_page_bytes // n,

@@ -16,15 +16,28 @@ from sglang_jenga.core.capacity import (
 from sglang_jenga.core.catalog import model_kinds
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, live_range, slots_needed
+from sglang_jenga.core.kinds import KindSpec, RowSpec, held_slots, slots_needed
 from sglang_jenga.core.plan import KindPlan
+from sglang_jenga.core.policies import Chunked, Cross, Full, Policy, State, Vision, Window
 
 GIB = 2**30
 
 
-def kind(dependency: Dependency, span: int | None = None, size: int = 32) -> KindSpec:
+def kind(policy: Policy, size: int = 32) -> KindSpec:
     row = RowSpec(layer_id=0, part="k", row_bytes=size)
-    return KindSpec(name=dependency.value, dependency=dependency, rows=(row,), span_tokens=span)
+    return KindSpec(name=policy.NAME, policy=policy, rows=(row,))
+
+
+def window(tokens: int) -> KindSpec:
+    return kind(Window(window_tokens=tokens))
+
+
+def chunks(tokens: int) -> KindSpec:
+    return kind(Chunked(chunk_tokens=tokens))
+
+
+def positions(spec: KindSpec, num_tokens: int, **more: int) -> set[int]:
+    return {p for part in held_slots(spec, num_tokens, **more) for p in part}
 
 
 def placed(spec: KindSpec, *, page: int = 1, small_pages: int = 1) -> KindPlan:
@@ -38,12 +51,12 @@ def placed(spec: KindSpec, *, page: int = 1, small_pages: int = 1) -> KindPlan:
     )
 
 
-FULL = kind(Dependency.FULL)
-WINDOW4 = kind(Dependency.WINDOW, 4)
-CHUNK4 = kind(Dependency.CHUNKED, 4)
-STATE = kind(Dependency.STATE)
-CROSS = kind(Dependency.CROSS)
-VISION = kind(Dependency.VISION)
+FULL = kind(Full())
+WINDOW4 = window(4)
+CHUNK4 = chunks(4)
+STATE = kind(State())
+CROSS = kind(Cross())
+VISION = kind(Vision())
 
 
 # ---------------------------------------------------------------- slots
@@ -76,56 +89,56 @@ VISION = kind(Dependency.VISION)
     ],
 )
 def test_live_slots_of_each_dependency(spec, num_tokens, chunk_tokens, expected):
-    live = live_range(spec, num_tokens, chunk_tokens=chunk_tokens, image_tokens=7)
-    assert live == expected
+    live = positions(spec, num_tokens, chunk_tokens=chunk_tokens, image_tokens=7)
+    assert live == set(expected)
     needed = slots_needed(spec, num_tokens, chunk_tokens=chunk_tokens, image_tokens=7)
     assert needed == len(expected)
 
 
-@pytest.mark.parametrize(("window", "n", "chunk"), [(1024, 9000, 512), (1024, 700, 700)])
-def test_a_window_in_prefill_needs_window_plus_chunk_but_never_more_than_there_is(window, n, chunk):
-    spec = kind(Dependency.WINDOW, window)
-    assert slots_needed(spec, n, chunk_tokens=chunk) == min(n, window + chunk)
-    assert slots_needed(spec, n) == min(n, window)
+@pytest.mark.parametrize(("span", "n", "chunk"), [(1024, 9000, 512), (1024, 700, 700)])
+def test_a_window_in_prefill_needs_window_plus_chunk_but_never_more_than_there_is(span, n, chunk):
+    spec = window(span)
+    assert slots_needed(spec, n, chunk_tokens=chunk) == min(n, span + chunk)
+    assert slots_needed(spec, n) == min(n, span)
 
 
 def attended(spec: KindSpec, position: int) -> set[int]:
     """Positions that the token at position reads, by the definition of its attention."""
-    span = spec.span_tokens
-    first = position - span + 1 if spec.dependency is Dependency.WINDOW else position // span * span
+    span = spec.policy.span_tokens
+    first = position - span + 1 if isinstance(spec.policy, Window) else position // span * span
     return set(range(max(0, first), position + 1))
 
 
 def needed_by_hit(spec: KindSpec, num_tokens: int) -> set[int]:
     """design.md: a window keeps [n - W, n), a chunked kind [floor(n / C) * C, n)."""
-    span = spec.span_tokens
+    span = spec.policy.span_tokens
     first = num_tokens - span
-    if spec.dependency is Dependency.CHUNKED:
+    if isinstance(spec.policy, Chunked):
         first = num_tokens // span * span
     return set(range(max(0, first), num_tokens))
 
 
-@pytest.mark.parametrize("dependency", [Dependency.WINDOW, Dependency.CHUNKED])
+@pytest.mark.parametrize("make", [window, chunks])
 @pytest.mark.parametrize("span", range(1, 8))
 @pytest.mark.parametrize("chunk", range(1, 9))
-def test_a_simulated_prefill_holds_exactly_the_slots_of_the_formula(dependency, span, chunk):
-    spec = kind(dependency, span)
+def test_a_simulated_prefill_holds_exactly_the_slots_of_the_formula(make, span, chunk):
+    spec = make(span)
     held: set[int] = set()
     for done in range(chunk, 40, chunk):
         step = set(range(done - chunk, done))
         held |= step
         assert all(attended(spec, token) <= held for token in step)
-        assert held == set(live_range(spec, done, chunk_tokens=chunk))
+        assert held == positions(spec, done, chunk_tokens=chunk)
         held = needed_by_hit(spec, done)
 
 
-@pytest.mark.parametrize("dependency", [Dependency.WINDOW, Dependency.CHUNKED])
+@pytest.mark.parametrize("make", [window, chunks])
 @pytest.mark.parametrize("span", range(1, 8))
-def test_a_simulated_decode_holds_exactly_the_slots_of_the_formula(dependency, span):
-    spec = kind(dependency, span)
+def test_a_simulated_decode_holds_exactly_the_slots_of_the_formula(make, span):
+    spec = make(span)
     for num_tokens in range(1, 40):
         token = num_tokens - 1
-        held = set(live_range(spec, num_tokens))
+        held = positions(spec, num_tokens)
         assert held == attended(spec, token)
         assert len(held) == slots_needed(spec, num_tokens)
         assert needed_by_hit(spec, num_tokens) <= held  # so that it can be cached at any time
@@ -148,25 +161,25 @@ def test_impossible_lengths_are_refused(arguments, message):
 # ---------------------------------------------------------------- pages
 
 
-@pytest.mark.parametrize("spec", [FULL, WINDOW4, CHUNK4, kind(Dependency.WINDOW, 7)])
+@pytest.mark.parametrize("spec", [FULL, WINDOW4, CHUNK4, window(7)])
 @pytest.mark.parametrize("page", [1, 2, 3, 4, 8])
 def test_small_pages_are_the_pages_that_live_positions_lie_in(spec, page):
     for num_tokens, chunk in itertools.product(range(40), (0, 1, 3, 8)):
         if chunk > num_tokens:
             continue
         shape = RequestShape(num_tokens=num_tokens, chunk_tokens=chunk)
-        touched = {p // page for p in live_range(spec, num_tokens, chunk_tokens=chunk)}
+        touched = {p // page for p in positions(spec, num_tokens, chunk_tokens=chunk)}
         assert small_pages_needed(placed(spec, page=page), shape) == len(touched)
 
 
 def test_a_window_straddles_one_small_page_more_unless_it_is_aligned():
-    window = placed(kind(Dependency.WINDOW, 64), page=16)
-    assert small_pages_needed(window, RequestShape(num_tokens=128)) == 4
-    assert small_pages_needed(window, RequestShape(num_tokens=129)) == 5
+    straddling = placed(window(64), page=16)
+    assert small_pages_needed(straddling, RequestShape(num_tokens=128)) == 4
+    assert small_pages_needed(straddling, RequestShape(num_tokens=129)) == 5
 
 
 def test_a_lone_request_never_holds_more_large_pages_than_the_worst_case():
-    spec = kind(Dependency.WINDOW, 11)
+    spec = window(11)
     for per_large in range(1, 9):
         plan = plan_arena([spec], arena_bytes=2**16, min_run_slots=per_large)
         footprint = request_footprint(plan, RequestShape(num_tokens=40)).kinds[0]
@@ -223,17 +236,17 @@ def test_partial_waste_of_a_growing_kind_averages_and_peaks_as_stated(page, smal
 @pytest.mark.parametrize("span", [1, 7, 30])
 @pytest.mark.parametrize("small_pages", [1, 3, 10])
 def test_partial_waste_of_a_sliding_kind_averages_and_peaks_as_stated(span, small_pages):
-    window = placed(kind(Dependency.WINDOW, span), small_pages=small_pages)
-    size = window.slots_per_large_page
+    sliding = placed(window(span), small_pages=small_pages)
+    size = sliding.slots_per_large_page
     empty = [
         size * len({position // size for position in range(start, start + span)}) - span
         for start in range(size)
     ]
-    waste = window.partial_waste()
-    assert waste.expected_bytes == sum(empty) / len(empty) * window.slot_bytes
-    assert waste.worst_bytes >= max(empty) * window.slot_bytes
+    waste = sliding.partial_waste()
+    assert waste.expected_bytes == sum(empty) / len(empty) * sliding.slot_bytes
+    assert waste.worst_bytes >= max(empty) * sliding.slot_bytes
     if span % size == 2 % size:  # the length that reaches the bound
-        assert waste.worst_bytes == max(empty) * window.slot_bytes
+        assert waste.worst_bytes == max(empty) * sliding.slot_bytes
 
 
 def test_a_state_leaves_the_other_states_of_its_large_page_empty():

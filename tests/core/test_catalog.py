@@ -5,7 +5,7 @@ import pytest
 
 from sglang_jenga.core.catalog import CATALOG, model_kinds
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import State
 
 # model: {kind: (layers, span)}
 LAYERS = {
@@ -37,13 +37,13 @@ def test_the_table_covers_the_catalogue():
 
 @pytest.mark.parametrize("model", LAYERS)
 def test_layers_and_spans_of_every_model(model):
-    found = {kind.name: (kind.num_layers, kind.span_tokens) for kind in model_kinds(model)}
+    found = {kind.name: (kind.num_layers, kind.policy.span_tokens) for kind in model_kinds(model)}
     assert found == LAYERS[model]
 
 
 @pytest.mark.parametrize("model", LAYERS)
-def test_kinds_are_named_after_their_dependency_and_say_where_they_come_from(model):
-    assert all(kind.name == kind.dependency for kind in model_kinds(model))
+def test_kinds_are_named_after_their_policy_and_say_where_they_come_from(model):
+    assert all(kind.name == kind.policy.NAME for kind in model_kinds(model))
     assert "/" in CATALOG[model].source
 
 
@@ -83,7 +83,7 @@ def test_gemma4_stores_other_head_sizes_in_full_and_in_window_layers():
 
 def test_states_are_part_major_and_keep_their_own_dtypes():
     _, state = model_kinds("qwen3-next-80b-fp32ssm")
-    assert state.dependency is Dependency.STATE
+    assert state.policy == State()
     assert [row.part for row in state.rows] == ["conv0"] * 36 + ["temporal"] * 36
     assert {(r.part, r.row_bytes, r.itemsize_bytes) for r in state.rows} == {
         ("conv0", 8192 * 3 * 2, 2),
@@ -95,7 +95,7 @@ def test_an_fp8_cache_halves_attention_and_leaves_states_alone():
     for bf16, fp8 in zip(
         model_kinds("jamba-v0.1"), model_kinds("jamba-v0.1", kv_itemsize=1), strict=True
     ):
-        factor = 1 if bf16.dependency is Dependency.STATE else 2
+        factor = 1 if bf16.policy == State() else 2
         assert bf16.payload_bytes == factor * fp8.payload_bytes
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sglang_jenga.core.catalog import CATALOG, model_kinds
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.geometry import ReferenceLoad, gcd_geometry, max_geometry, plan_arena
-from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, attention_kind
+from sglang_jenga.core.kinds import KindSpec, RowSpec, attention_kind
 from sglang_jenga.core.plan import MAX_SLOT_IDS, ArenaPlan
+from sglang_jenga.core.policies import Chunked, Cross, Full, Policy, State, Vision, Window
 
 GIB = 2**30
 
@@ -51,11 +52,13 @@ BY_HAND = {
 }
 
 
-def flat_kind(name: str, size: int, dependency: Dependency = Dependency.FULL) -> KindSpec:
+FULL = Full()
+
+
+def flat_kind(name: str, size: int, policy: Policy = FULL) -> KindSpec:
     """A kind of one row of size bytes."""
-    span = 64 if dependency in (Dependency.WINDOW, Dependency.CHUNKED) else None
     row = RowSpec(layer_id=0, part="k", row_bytes=size)
-    return KindSpec(name=name, dependency=dependency, rows=(row,), span_tokens=span)
+    return KindSpec(name=name, policy=policy, rows=(row,))
 
 
 # ---------------------------------------------------------------- facts about real models
@@ -117,7 +120,7 @@ def test_every_model_plans_in_under_50_ms_at_every_page_size(model, page_tokens)
         took.append(time.perf_counter() - start)
     assert min(took) < 0.050
     for kind in plan.kinds:
-        assert kind.slots_per_small_page == (page_tokens if kind.spec.paged_by_tokens else 1)
+        assert kind.slots_per_small_page == (page_tokens if kind.spec.policy.PAGED_BY_TOKENS else 1)
 
 
 @pytest.mark.parametrize("page_tokens", [16, 64, 128])
@@ -131,7 +134,7 @@ def test_attention_only_models_stay_exact_at_every_page_size(model, page_tokens)
 def test_four_kinds_of_two_models_share_one_large_page():
     draft = attention_kind(
         "draft:full",
-        Dependency.FULL,
+        Full(),
         range(1),
         num_kv_heads=8,
         k_head_dim=128,
@@ -140,7 +143,7 @@ def test_four_kinds_of_two_models_share_one_large_page():
     )
     vision = KindSpec(
         name="vision",
-        dependency=Dependency.VISION,
+        policy=Vision(),
         rows=(RowSpec(layer_id=0, part="embed", row_bytes=2560 * 2, itemsize_bytes=2),),
     )
     kinds = (*model_kinds("granite-4.0-h-small"), draft, vision)
@@ -160,7 +163,7 @@ def test_a_heavier_reference_load_moves_the_choice_towards_the_exact_lcm():
 
 
 def test_a_small_arena_falls_back_to_a_smaller_large_page_and_says_so():
-    kinds = [flat_kind("a", 32 * 7), flat_kind("b", 32 * 11, Dependency.WINDOW)]
+    kinds = [flat_kind("a", 32 * 7), flat_kind("b", 32 * 11, Window(window_tokens=64))]
     roomy = plan_arena(kinds, arena_bytes=2**20)
     assert (roomy.geometry, roomy.large_page_bytes) == ("lcm", 32 * 77)
     tight = plan_arena(kinds, arena_bytes=3 * 32 * 76)
@@ -193,7 +196,9 @@ def test_planning_is_deterministic_and_the_order_of_kinds_changes_no_size():
 
 @st.composite
 def kind_specs(draw, name: str, max_row_bytes: int):
-    dependency = draw(st.sampled_from(list(Dependency)))
+    span = draw(st.integers(1, 5000))
+    spanned = [Window(window_tokens=span), Chunked(chunk_tokens=span)]
+    policy = draw(st.sampled_from([Full(), *spanned, State(), Cross(), Vision()]))
     itemsize = draw(st.sampled_from([1, 2, 4]))
     rows = tuple(
         RowSpec(
@@ -205,9 +210,7 @@ def kind_specs(draw, name: str, max_row_bytes: int):
         for layer in range(draw(st.integers(1, 3)))
         for part in ("k", "v")
     )
-    spanned = dependency in (Dependency.WINDOW, Dependency.CHUNKED)
-    span = draw(st.integers(1, 5000)) if spanned else None
-    return KindSpec(name=name, dependency=dependency, rows=rows, span_tokens=span)
+    return KindSpec(name=name, policy=policy, rows=rows)
 
 
 @st.composite
@@ -302,8 +305,8 @@ def test_on_real_state_models_an_exhaustive_search_finds_nothing_better(model, p
 def test_no_plan_loses_more_than_the_exact_lcm_or_than_rounding_the_largest_kind_up(
     units, requests, tokens
 ):
-    dependencies = [Dependency.FULL, Dependency.WINDOW, Dependency.STATE]
-    kinds = [flat_kind(f"kind{i}", 32 * n, dependencies[i]) for i, n in enumerate(units)]
+    policies = [Full(), Window(window_tokens=64), State()]
+    kinds = [flat_kind(f"kind{i}", 32 * n, policies[i]) for i, n in enumerate(units)]
     sizes = [kind.payload_bytes for kind in kinds]
     exact = math.lcm(*sizes)
     reference = ReferenceLoad(num_requests=requests, num_tokens=tokens)

@@ -4,20 +4,21 @@
 import pytest
 
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, attention_kind
+from sglang_jenga.core.kinds import KindSpec, RowSpec, attention_kind
+from sglang_jenga.core.policies import Chunked, Full, Window
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
-            lambda: KindSpec(name="a", dependency=Dependency.FULL, rows=()),
+            lambda: KindSpec(name="a", policy=Full(), rows=()),
             "kind 'a' has no rows",
         ),
         (
             lambda: attention_kind(
                 "a",
-                Dependency.FULL,
+                Full(),
                 [3, 3],
                 num_kv_heads=1,
                 k_head_dim=8,
@@ -26,23 +27,8 @@ from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, attention_kin
             ),
             "lists layer 3 part 'k' twice",
         ),
-        (
-            lambda: KindSpec(
-                name="a",
-                dependency=Dependency.WINDOW,
-                rows=(RowSpec(layer_id=0, part="k", row_bytes=32),),
-            ),
-            "kind 'a' is window: give span_tokens",
-        ),
-        (
-            lambda: KindSpec(
-                name="a",
-                dependency=Dependency.FULL,
-                rows=(RowSpec(layer_id=0, part="k", row_bytes=32),),
-                span_tokens=7,
-            ),
-            "span_tokens 7 has no meaning",
-        ),
+        (lambda: Window(window_tokens=0), "window_tokens must be a positive integer, got 0"),
+        (lambda: Chunked(chunk_tokens=None), "chunk_tokens must be a positive integer, got None"),
         (lambda: RowSpec(layer_id=0, part="k", row_bytes=-1), "row_bytes must be a positive"),
         (lambda: RowSpec(layer_id=-1, part="k", row_bytes=1), "layer number >= 0, got -1"),
         (lambda: RowSpec(layer_id=2, part="", row_bytes=1), "layer 2: a row needs a part name"),

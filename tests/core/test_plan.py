@@ -8,8 +8,9 @@ import pytest
 from sglang_jenga.core.catalog import model_kinds
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, state_kind
+from sglang_jenga.core.kinds import KindSpec, RowSpec, state_kind
 from sglang_jenga.core.plan import ArenaPlan, KindPlan
+from sglang_jenga.core.policies import Full
 
 GIB = 2**30
 
@@ -56,7 +57,7 @@ def test_a_state_row_that_is_no_multiple_of_16_bytes_keeps_a_constant_stride():
 
 def test_uneven_layers_have_no_single_stride():
     rows = tuple(RowSpec(layer_id=i, part="k", row_bytes=n) for i, n in enumerate((16, 32, 16)))
-    spec = KindSpec(name="odd", dependency=Dependency.FULL, rows=rows)
+    spec = KindSpec(name="odd", policy=Full(), rows=rows)
     kind = plan_arena([spec], arena_bytes=4096).kinds[0]
     with pytest.raises(ConfigError, match="16 to 32 B apart, one strided tensor needs one"):
         kind.layer_stride_bytes("k")
@@ -85,7 +86,7 @@ def small_plan() -> dict:
     kinds = [
         KindSpec(
             name=name,
-            dependency=Dependency.FULL,
+            policy=Full(),
             rows=(RowSpec(layer_id=0, part="k", row_bytes=size),),
         )
         for name, size in (("a", 32), ("b", 96))
@@ -108,7 +109,7 @@ def small_plan() -> dict:
         (lambda d: d["kinds"][0].update(row_offsets_bytes=[16]), "rows end at byte 48 of a 32 B"),
         (lambda d: d["kinds"][0].update(row_offsets_bytes=[-1]), "starts at byte -1"),
         (lambda d: d["kinds"][0].update(padding_bytes_per_slot=1), "the plan states 1 B"),
-        (lambda d: d["kinds"][0]["spec"].update(dependency="odd"), "'odd' is not a valid"),
+        (lambda d: d["kinds"][0]["spec"].update(policy={"name": "odd"}), "policy .odd. is unknown"),
     ],
 )
 def test_a_damaged_plan_is_refused(damage, message):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.adapter import build_adapter
+from server.examples import EXAMPLES, build_example
 from server.launch import ServerDied, last_error, serving
 from server.reference import Reference, fingerprint
 from server.run import Outcome, Setting, Tally, check, record
@@ -35,6 +36,8 @@ class Family:
 def build_checkpoint(name: str, work_dir: Path) -> Path:
     """Build the tiny checkpoint of a family where it does not exist yet."""
     checkpoint = work_dir / "checkpoints" / name
+    if name in EXAMPLES:
+        return build_example(name, build_checkpoint(EXAMPLES[name][0], work_dir), checkpoint)
     # In a process of its own: torch and transformers stay out of this one.
     subprocess.run(
         [sys.executable, "-m", "sglang_jenga.tiny", name, str(checkpoint)],

@@ -18,6 +18,7 @@ from typing import Any
 
 import sglang_jenga
 from server.client import Answer
+from server.examples import FOLDER
 
 _ANSWER_FIELDS = ("tokens", "logprobs", "text", "finish", "prompt_logprobs", "ties")
 
@@ -27,7 +28,8 @@ def fingerprint(checkpoint: Path, flags: Iterable[str]) -> str:
     digest = hashlib.sha256((checkpoint / "tiny.json").read_bytes())
     digest.update(json.dumps([_ANSWER_FIELDS, list(flags), metadata.version("sglang")]).encode())
     package = Path(sglang_jenga.__file__).parent
-    for source in sorted([*package.glob("attention/*.py"), *package.glob("models/*.py")]):
+    places = (package / "attention", package / "models", *FOLDER.iterdir())
+    for source in sorted(file for place in places for file in place.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 

@@ -36,6 +36,8 @@ SUBSET: dict[tuple[str, str], tuple[str, ...]] = {
     # Text in full layers and images in cross layers; without images it is a uniform model.
     ("mllama", "tight"): ("pressure", "images_crowd", "images_hit"),
     ("gemma3_vision", "tight"): ("images_crowd", "images_abort"),
+    # The example of docs/new-kind.md.
+    ("sink_llama", "tight"): ("branching", "pressure"),
     ("granite_hybrid", "tight"): ("pressure", "flush_under_load"),
     ("qwen3_next", "plain"): ("prefill_hit", "decode_hit", "parallel_sampling", "abort_prefill"),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server import adapter
+from server.examples import environment
 from server.launch import ServerSpec
 from server.run import ENDS_ONLY, Setting
 from sglang_jenga.tiny import IMAGE_FAMILIES
@@ -264,6 +265,7 @@ def stock_spec(reference: str, family: str, checkpoint: Path, adapter_path: Path
         env={
             **_env(reference),
             **_MODEL_FILES.get(family, {}),
+            **environment(family),
             **(_STATE_ENV if has_states else {}),
         },
     )  # fmt: skip
@@ -281,5 +283,5 @@ def jenga_spec(v: Variant, family: str, checkpoint: Path, adapter_path: Path) ->
             *_FAMILY_FLAGS.get(family, ()),
             *v.flags,
         ),
-        env={**_env(v.reference), **v.env},
+        env={**_env(v.reference), **environment(family), **v.env},
     )  # fmt: skip

@@ -26,8 +26,8 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.arena.tables import RowTable
 from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.policies import Cross, Full, Policy, TokenPolicy
 from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.assembly import build_allocator, build_rows
 from sglang_jenga.sglang_ext.demand import DemandModel
@@ -45,18 +45,19 @@ def make_kinds(
     full_layers: int = 2,
     window_layers: int = 0,
     cross_layers: int = 0,
-    span: int | None = None,
-    chunked: bool = False,
+    policy: TokenPolicy | None = None,
     full_heads: tuple[int, int, int] = (1, 8, 8),
     window_heads: tuple[int, int, int] = (1, 8, 8),
     states: StateLayers | None = None,
     embedding: tuple[int, torch.dtype] | None = None,
 ) -> ModelKinds:
-    """Kinds of a model, windows before full before cross layers; heads: (heads, K dim, V dim)."""
-    local = Dependency.CHUNKED if chunked else Dependency.WINDOW
+    """Kinds of a model, windows before full before cross layers; heads: (heads, K dim, V dim).
+
+    ``policy``: that of the window layers.
+    """
 
     def layers(
-        first: int, number: int, heads: tuple[int, int, int], dependency: Dependency
+        first: int, number: int, heads: tuple[int, int, int], policy: Policy | None
     ) -> tuple[AttentionLayer, ...]:
         return tuple(
             AttentionLayer(
@@ -64,16 +65,15 @@ def make_kinds(
                 num_kv_heads=heads[0],
                 k_head_dim=heads[1],
                 v_head_dim=heads[2],
-                dependency=dependency,
-                span_tokens=span if dependency is local else None,
+                policy=policy,
             )
             for i in range(number)
         )
 
     return ModelKinds(
-        full=layers(window_layers, full_layers, full_heads, Dependency.FULL),
-        window=layers(0, window_layers, window_heads, local),
-        cross=layers(window_layers + full_layers, cross_layers, full_heads, Dependency.CROSS),
+        full=layers(window_layers, full_layers, full_heads, Full()),
+        window=layers(0, window_layers, window_heads, policy),
+        cross=layers(window_layers + full_layers, cross_layers, full_heads, Cross()),
         states=states,
         embedding=embedding,
     )
@@ -131,7 +131,7 @@ class Machine:
         self.chunk_tokens = chunk_tokens
         self.plan = make_plan(kinds, page_tokens=page_tokens, large_pages=large_pages)
         self.demand = DemandModel(
-            page_tokens=page_tokens, span_tokens=kinds.span_tokens, chunk_tokens=chunk_tokens
+            page_tokens=page_tokens, window=kinds.window_policy, chunk_tokens=chunk_tokens
         )
         buffer = ArenaBuffer(self.plan, device)
         self.rows = build_rows(

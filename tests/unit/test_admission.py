@@ -18,6 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from machine import Machine, make_kinds, make_plan
 from scheduler import Loop
+from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
 from sglang_jenga.sglang_ext.config import TEST_SEED
 from sglang_jenga.sglang_ext.demand import DemandModel
@@ -26,9 +27,9 @@ from sglang_jenga.sglang_ext.model_kinds import ModelKinds
 W = 24
 KINDS = {
     "uniform": make_kinds(full_layers=1),
-    "window": make_kinds(full_layers=1, window_layers=5, span=W),
-    "few windows": make_kinds(full_layers=4, window_layers=1, span=W),
-    "chunked": make_kinds(full_layers=1, window_layers=3, span=W, chunked=True),
+    "window": make_kinds(full_layers=1, window_layers=5, policy=Window(window_tokens=W)),
+    "few windows": make_kinds(full_layers=4, window_layers=1, policy=Window(window_tokens=W)),
+    "chunked": make_kinds(full_layers=1, window_layers=3, policy=Chunked(chunk_tokens=W)),
 }
 SMALL_ARENA_TOKENS = 300
 SEED = int(os.environ.get(TEST_SEED, "0"))
@@ -44,7 +45,7 @@ def make_machine(
 ) -> Machine:
     """The smallest arena in which a request of ``longest`` tokens fits alone."""
     demand = DemandModel(
-        page_tokens=page_tokens, span_tokens=kinds.span_tokens, chunk_tokens=chunk_tokens
+        page_tokens=page_tokens, window=kinds.window_policy, chunk_tokens=chunk_tokens
     )
 
     def holds(large_pages: int) -> bool:

@@ -7,14 +7,16 @@ import pytest
 
 from machine import make_kinds, make_plan
 from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.policies import Window
 from sglang_jenga.sglang_ext.demand import MAX_RUN_TOKENS, DemandModel
 
 W = 20
-KINDS = make_kinds(full_layers=2, window_layers=5, span=W)
+KINDS = make_kinds(full_layers=2, window_layers=5, policy=Window(window_tokens=W))
 
 
 def model(page_tokens: int = 1, chunk: int | None = 16, span: int | None = W) -> DemandModel:
-    return DemandModel(page_tokens=page_tokens, span_tokens=span, chunk_tokens=chunk)
+    window = None if span is None else Window(window_tokens=span)
+    return DemandModel(page_tokens=page_tokens, window=window, chunk_tokens=chunk)
 
 
 def plan(large_pages: int = 50, page_tokens: int = 1) -> ArenaPlan:

@@ -154,3 +154,12 @@ def test_nothing_mentions_a_place_outside_of_the_repository() -> None:
         text = path.read_text(encoding="utf-8")
         found = [place for place in places if place in text]
         assert not found, f"{name(path)} mentions {found}"
+
+
+def test_the_code_of_a_new_kind_is_the_code_of_its_example() -> None:
+    text = (ROOT / "docs/new-kind.md").read_text(encoding="utf-8")
+    example = [path.read_text("utf-8") for path in (ROOT / "docs/examples").glob("*/*.py")]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert any(block in source for source in example), block

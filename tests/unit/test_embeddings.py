@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.multimodal_cache import EmbeddingResult, MultiModalSta
 from machine import Machine, make_kinds
 from no_sync import DEVICE, no_device_sync
 from scheduler import Loop
+from sglang_jenga.core.policies import Window
 from sglang_jenga.sglang_ext.config import TEST_SEED
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds
@@ -32,7 +33,9 @@ SEED = int(os.environ.get(TEST_SEED, "0"))
 EMBEDDING = (HIDDEN, torch.bfloat16)
 KINDS = {
     "full": make_kinds(embedding=EMBEDDING),
-    "full and window": make_kinds(full_layers=1, window_layers=5, span=16, embedding=EMBEDDING),
+    "full and window": make_kinds(
+        full_layers=1, window_layers=5, policy=Window(window_tokens=16), embedding=EMBEDDING
+    ),
 }
 
 

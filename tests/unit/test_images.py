@@ -11,7 +11,7 @@ import torch
 
 from image_machine import IMAGE_TOKENS, ImageMachine, image_kinds, picture
 from scheduler import Loop
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import Cross, Full
 from sglang_jenga.sglang_ext.config import TEST_SEED
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 
@@ -242,14 +242,13 @@ def llama_vision() -> ModelKinds:
             num_kv_heads=8,
             k_head_dim=128,
             v_head_dim=128,
-            dependency=Dependency.CROSS if i in cross else Dependency.FULL,
-            span_tokens=None,
+            policy=Cross() if i in cross else Full(),
         )
 
     layers = [layer(i) for i in range(40)]
     return ModelKinds(
-        full=tuple(x for x in layers if x.dependency is Dependency.FULL),
-        cross=tuple(x for x in layers if x.dependency is Dependency.CROSS),
+        full=tuple(x for x in layers if x.policy == Full()),
+        cross=tuple(x for x in layers if x.policy == Cross()),
     )
 
 

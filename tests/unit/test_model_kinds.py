@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sink_window.policy import SinkWindow
 from transformers import LlamaConfig
 
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import Chunked, Cross, Full, State, Window
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.setup import classify, embedding_cache_bytes, setup_of
 
@@ -49,7 +50,7 @@ def test_layers_without_a_window_are_one_full_kind() -> None:
     kinds = read(*(attention(i) for i in range(3)))
     assert ids(kinds.full) == [0, 1, 2] and kinds.window == ()
     (spec,) = kinds.specs(torch.bfloat16)
-    assert spec.dependency is Dependency.FULL
+    assert spec.policy == Full()
     assert spec.payload_bytes == 3 * 2 * (2 * 16 * 2), "layers x (K, V) x heads x dim x bytes"
 
 
@@ -57,14 +58,12 @@ def test_windows_are_what_the_layers_compute_not_what_names_say() -> None:
     kinds = read(*(attention(i, sliding_window_size=-1 if i % 3 == 2 else 48) for i in range(6)))
     assert ids(kinds.full) == [2, 5] and ids(kinds.window) == [0, 1, 3, 4]
     full, window = kinds.specs(torch.bfloat16)
-    assert (window.dependency, window.span_tokens) == (Dependency.WINDOW, 48)
-    assert full.span_tokens is None
+    assert (full.policy, window.policy) == (Full(), Window(window_tokens=48))
 
 
 def test_chunked_layers_take_their_span_from_the_model() -> None:
     kinds = read(attention(0, use_irope=True), attention(1), chunk_tokens=64)
-    assert kinds.is_chunked and kinds.span_tokens == 64
-    assert kinds.specs(torch.bfloat16)[1].dependency is Dependency.CHUNKED
+    assert kinds.specs(torch.bfloat16)[1].policy == Chunked(chunk_tokens=64)
 
 
 def test_kinds_may_have_heads_of_their_own() -> None:
@@ -91,11 +90,36 @@ def test_windows_of_different_length_are_one_kind_with_the_longest() -> None:
     assert read(*layers, attention(3)).span_tokens == 32
 
 
+def stating(layer: RadixAttention, policy: object) -> RadixAttention:
+    layer.kv_policy = policy
+    return layer
+
+
+def test_a_layer_may_state_a_policy_that_sglang_has_no_word_for() -> None:
+    sinks = SinkWindow(sink_tokens=2, window_tokens=8)
+    kinds = read(stating(attention(0), sinks), attention(1), stating(attention(2), sinks))
+    assert ids(kinds.full) == [1] and ids(kinds.window) == [0, 2]
+    assert kinds.specs(torch.bfloat16)[1].policy == sinks
+
+
+@pytest.mark.parametrize("policy", ["window", State(), Full()])
+def test_a_stated_policy_must_forget_something_token_by_token(policy: object) -> None:
+    with pytest.raises(ConfigError, match="only policies with a span can be stated"):
+        read(attention(0), stating(attention(1), policy))
+
+
+def test_policies_of_which_none_keeps_what_the_other_needs_are_refused() -> None:
+    few, many = (SinkWindow(sink_tokens=n, window_tokens=8) for n in (2, 4))
+    layers = [attention(0), stating(attention(1), few), stating(attention(2), many)]
+    with pytest.raises(ConfigError, match=r"layer 2 uses sink_window\(4, 8\) attention beside"):
+        read(*layers)
+
+
 def test_layers_that_attend_to_images_are_a_kind_of_their_own() -> None:
     kinds = read(*(attention(i, is_cross_attention=i in (1, 4)) for i in range(6)))
     assert ids(kinds.full) == [0, 2, 3, 5] and ids(kinds.cross) == [1, 4]
     full, cross = kinds.specs(torch.bfloat16)
-    assert cross.dependency is Dependency.CROSS and cross.span_tokens is None
+    assert cross.policy == Cross()
     assert cross.payload_bytes * 2 == full.payload_bytes
 
 
@@ -141,13 +165,13 @@ def test_encoder_layers_that_store_nothing_are_no_kind() -> None:
         pytest.param(
             [attention(i, sliding_window_size=8) for i in range(2)],
             None,
-            r"layer 0 uses window attention like every other layer",
+            r"layer 0 uses window\(8\) attention like every other layer",
             id="no full layer",
         ),
         pytest.param(
             [attention(0), attention(1, sliding_window_size=8), attention(2, use_irope=True)],
             64,
-            r"layer 2 uses chunked attention beside window",
+            r"layer 2 uses chunked\(64\) attention beside window",
             id="windows and chunks",
         ),
         pytest.param(
@@ -314,7 +338,7 @@ def test_what_recurrent_layers_keep_is_a_kind_of_its_own_after_the_others(
     classify(subject)
     full, states = setup_of(subject.model_config).kinds.specs(torch.bfloat16)
     assert [row.layer_id for row in full.rows[::2]] == [0, 3], "gaps are where states live"
-    assert states.dependency is Dependency.STATE and len(states.rows) == parts
+    assert states.policy == State() and len(states.rows) == parts
     assert states.payload_bytes == 2 * (6 * 3 * 2 + math.prod(temporal) * 4)
 
 

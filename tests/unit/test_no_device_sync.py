@@ -18,6 +18,7 @@ from image_machine import ImageMachine, picture
 from lives import live
 from machine import Machine, make_kinds
 from no_sync import DEVICE, READ_BACK, DeviceWaits, no_device_sync
+from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.state_strategy import LAZY
@@ -26,10 +27,10 @@ from state_machine import StateMachine, caching_strategy, state_kinds
 W = 32
 KINDS = {
     "uniform": make_kinds(),
-    "window": make_kinds(window_layers=5, span=W),
-    "chunked": make_kinds(window_layers=3, span=W, chunked=True),
+    "window": make_kinds(window_layers=5, policy=Window(window_tokens=W)),
+    "chunked": make_kinds(window_layers=3, policy=Chunked(chunk_tokens=W)),
     "states": state_kinds(),
-    "window and states": state_kinds(window_layers=5, span=W),
+    "window and states": state_kinds(window_layers=5, policy=Window(window_tokens=W)),
 }
 
 

@@ -15,26 +15,29 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from machine import DTYPE, make_kinds, make_plan
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.plan import ArenaPlan, KindPlan
+from sglang_jenga.core.policies import Window
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool, ArenaKVPool
 
 KINDS = {
-    "equal heads": make_kinds(full_layers=2, window_layers=5, span=8),
+    "equal heads": make_kinds(full_layers=2, window_layers=5, policy=Window(window_tokens=8)),
     "other heads per kind": make_kinds(
         full_layers=2,
         window_layers=3,
-        span=8,
+        policy=Window(window_tokens=8),
         full_heads=(1, 16, 16),
         window_heads=(2, 8, 8),
     ),
     "K and V of unequal width": make_kinds(
         full_layers=2,
         window_layers=3,
-        span=8,
+        policy=Window(window_tokens=8),
         full_heads=(1, 16, 8),
         window_heads=(3, 8, 16),
     ),
-    "padded slots": make_kinds(full_layers=1, window_layers=3, span=8, full_heads=(1, 9, 9)),
+    "padded slots": make_kinds(
+        full_layers=1, window_layers=3, policy=Window(window_tokens=8), full_heads=(1, 9, 9)
+    ),
 }
 LARGE_PAGES = 4
 

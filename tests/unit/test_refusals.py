@@ -15,12 +15,15 @@ import pytest
 from sglang.srt.arg_groups.overrides import declare_resolution
 from sglang.srt.environ import envs
 from sglang.srt.server_args import ServerArgs, prepare_server_args
+from sink_window.policy import SinkWindow
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext import plugin
 from sglang_jenga.sglang_ext.refusal_table import (
     ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
+    OWN_POLICY_BACKENDS,
     REFUSALS,
     UNTRANSLATED_BACKEND,
     Refusal,
@@ -144,23 +147,33 @@ def test_a_renamed_field_is_an_error_and_not_a_silent_pass() -> None:
 
 @pytest.mark.parametrize("backend", [*ATTENTION_BACKENDS, UNTRANSLATED_BACKEND])
 def test_a_model_without_windows_takes_every_accepted_backend(backend: str) -> None:
-    check_backends([backend, None], has_windows=False, is_chunked=False)
+    check_backends([backend, None], None)
 
 
 @pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
 def test_windows_need_a_backend_that_translates_slots(backend: str) -> None:
-    check_backends([backend, backend], has_windows=True, is_chunked=False)
+    check_backends([backend, backend], Window(window_tokens=8))
     with pytest.raises(ConfigError, match=r"torch_native .*it would read sliding windows wrongly"):
-        check_backends([backend, UNTRANSLATED_BACKEND], has_windows=True, is_chunked=False)
+        check_backends([backend, UNTRANSLATED_BACKEND], Window(window_tokens=8))
 
 
 @pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
 def test_chunked_layers_need_a_backend_that_computes_chunks(backend: str) -> None:
     if backend in CHUNKED_BACKENDS:
-        check_backends([backend], has_windows=True, is_chunked=True)
+        check_backends([backend], Chunked(chunk_tokens=8))
     else:
         with pytest.raises(ConfigError, match="chunked-local attention wrongly"):
-            check_backends([backend], has_windows=True, is_chunked=True)
+            check_backends([backend], Chunked(chunk_tokens=8))
+
+
+@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+def test_a_policy_of_the_models_own_needs_a_backend_that_asks_for_it(backend: str) -> None:
+    sinks = SinkWindow(sink_tokens=2, window_tokens=8)
+    if backend in OWN_POLICY_BACKENDS:
+        check_backends([backend], sinks)
+    else:
+        with pytest.raises(ConfigError, match=r"sink_window\(2, 8\) wrongly.*one of jenga_ref"):
+            check_backends([backend], sinks)
 
 
 # ---- requests ----------------------------------------------------------------------------------

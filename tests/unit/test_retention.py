@@ -6,25 +6,28 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sglang.srt.managers.schedule_batch import Req
+from sink_window.policy import SinkWindow
 
 from machine import Machine, make_kinds
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import Chunked, TokenPolicy, Window
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 
 SPAN = 24
-KINDS = {
-    Dependency.WINDOW: make_kinds(window_layers=5, span=SPAN),
-    Dependency.CHUNKED: make_kinds(window_layers=3, span=SPAN, chunked=True),
-}
+SINKS = 6
+POLICIES = [
+    Window(window_tokens=SPAN),
+    Chunked(chunk_tokens=SPAN),
+    SinkWindow(sink_tokens=SINKS, window_tokens=SPAN),
+]
 CASES = pytest.mark.parametrize(
-    ("dependency", "page_tokens", "cached"),
-    [(d, p, c) for d in KINDS for p in (1, 16) for c in (True, False)],
+    ("policy", "page_tokens", "cached"),
+    [(d, p, c) for d in POLICIES for p in (1, 16) for c in (True, False)],
 )
 
 
-def make_machine(dependency: Dependency, page_tokens: int, cached: bool) -> Machine:
+def make_machine(policy: TokenPolicy, page_tokens: int, cached: bool) -> Machine:
     return Machine(
-        KINDS[dependency],
+        make_kinds(window_layers=5, policy=policy),
         large_pages=600 if page_tokens == 1 else 60,
         page_tokens=page_tokens,
         chunk_tokens=32,
@@ -39,43 +42,53 @@ def live_positions(machine: Machine, req: Req) -> set[int]:
     return set(np.flatnonzero(slots).tolist())
 
 
-def read_by_next(dependency: Dependency, position: int) -> set[int]:
-    first = position - SPAN if dependency is Dependency.WINDOW else position // SPAN * SPAN
-    return set(range(max(0, first), position))
+def read_by_next(policy: TokenPolicy, position: int) -> set[int]:
+    """By the definition of the attention."""
+    first = position // SPAN * SPAN if isinstance(policy, Chunked) else position - SPAN
+    sinks = SINKS if isinstance(policy, SinkWindow) else 0
+    return {p for p in range(position) if p < sinks or p >= first}
+
+
+def most_kept(policy: TokenPolicy, page_tokens: int) -> int:
+    """Whole pages of the span and of the sinks."""
+    return SPAN + 2 * page_tokens + (SINKS + page_tokens if policy.head_tokens else 0)
 
 
 @CASES
 def test_a_decoding_request_keeps_what_its_next_token_reads(
-    dependency: Dependency, page_tokens: int, cached: bool
+    policy: TokenPolicy, page_tokens: int, cached: bool
 ) -> None:
-    machine = make_machine(dependency, page_tokens, cached)
+    machine = make_machine(policy, page_tokens, cached)
     req = machine.prefill(range(75), max_new=400, chunk=32)
     for position in range(75, 75 + 6 * SPAN):
-        assert read_by_next(dependency, position) <= live_positions(machine, req), position
+        assert read_by_next(policy, position) <= live_positions(machine, req), position
         machine.decode([req])
 
 
 @CASES
 def test_it_holds_about_one_span_of_window_slots_however_long_it_gets(
-    dependency: Dependency, page_tokens: int, cached: bool
+    policy: TokenPolicy, page_tokens: int, cached: bool
 ) -> None:
-    machine = make_machine(dependency, page_tokens, cached)
+    machine = make_machine(policy, page_tokens, cached)
     req = machine.prefill(range(75), max_new=400, chunk=32)
     interval = machine.demand.slide_interval_tokens(machine.plan)
+    most = most_kept(policy, page_tokens) + interval
+    if policy.head_tokens and cached:
+        most += SPAN + page_tokens  # a prompt whose sinks are read stays pinned as a whole
     for _ in range(2 * (SPAN + interval)):
         machine.decode([req])
     for _ in range(4 * SPAN):
         machine.decode([req])
         machine.tree.evict_until(lambda: False)  # the prompt's window is no longer pinned
-        assert len(live_positions(machine, req)) <= SPAN + interval + 2 * page_tokens
-        assert machine.arena.used_slots(1) <= SPAN + interval + 2 * page_tokens
+        assert len(live_positions(machine, req)) <= most
+        assert machine.arena.used_slots(1) <= most
 
 
 @CASES
 def test_a_chunked_prefill_keeps_what_its_next_chunk_reads(
-    dependency: Dependency, page_tokens: int, cached: bool
+    policy: TokenPolicy, page_tokens: int, cached: bool
 ) -> None:
-    machine = make_machine(dependency, page_tokens, cached)
+    machine = make_machine(policy, page_tokens, cached)
     req = machine.request(range(200))
     machine.admit(req, tokens=32)
     machine.extend([req])
@@ -83,20 +96,20 @@ def test_a_chunked_prefill_keeps_what_its_next_chunk_reads(
         machine.stash(req)
         machine.tree.evict_until(lambda: False)
         kept = live_positions(machine, req)
-        assert read_by_next(dependency, req.prefix_len) <= kept
-        assert len(kept) <= SPAN + 2 * page_tokens
+        assert read_by_next(policy, req.prefix_len) <= kept
+        assert len(kept) <= most_kept(policy, page_tokens)
         machine._set_end(req, 32)
         machine.extend([req])
 
 
 @pytest.mark.parametrize("page_tokens", [1, 16])
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_finished_request_can_be_continued_from_its_end(
-    dependency: Dependency, page_tokens: int
+    policy: TokenPolicy, page_tokens: int
 ) -> None:
     """The whole conversation is a hit for the next turn, up to the last whole page."""
     for prompt_tokens, output_tokens in ((75, 3), (20, 100), (96, 1), (7, 41)):
-        machine = make_machine(dependency, page_tokens, True)
+        machine = make_machine(policy, page_tokens, True)
         req = machine.prefill(range(prompt_tokens), max_new=400, chunk=32)
         for _ in range(output_tokens):
             machine.decode([req])
@@ -106,11 +119,11 @@ def test_a_finished_request_can_be_continued_from_its_end(
 
 
 @pytest.mark.parametrize("page_tokens", [1, 16])
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", POLICIES)
 def test_window_slots_given_back_leave_whole_large_pages_to_other_kinds(
-    dependency: Dependency, page_tokens: int
+    policy: TokenPolicy, page_tokens: int
 ) -> None:
-    machine = make_machine(dependency, page_tokens, False)
+    machine = make_machine(policy, page_tokens, False)
     req = machine.request(range(250))
     machine.admit(req)
     machine.extend([req])
@@ -118,5 +131,5 @@ def test_window_slots_given_back_leave_whole_large_pages_to_other_kinds(
     machine.end_prefill(req)
     after = machine.arena.core.census()[1].large_pages
     per_large = machine.plan.kinds[1].slots_per_large_page
-    assert after * per_large <= SPAN + 2 * page_tokens + 2 * per_large
+    assert after * per_large <= most_kept(policy, page_tokens) + 2 * per_large
     assert after < before // 2

@@ -11,6 +11,7 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
 from machine import VOCABULARY
 from scheduler import Loop
+from sglang_jenga.core.policies import Window
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import GRID_TOKENS, StateMachine, caching_strategy, state_kinds
 
@@ -25,7 +26,7 @@ def snapshots(published: None) -> Iterator[None]:
 
 
 def machine(*, large_pages: int = 200, window_layers: int = 0, **kwargs: object) -> StateMachine:
-    kinds = state_kinds(window_layers=window_layers, span=12 if window_layers else None)
+    kinds = state_kinds(window_layers=window_layers, policy=Window(window_tokens=12))
     return StateMachine(kinds, large_pages=large_pages, **kwargs)
 
 

@@ -11,14 +11,15 @@ from lives import live
 from machine import Machine, make_kinds
 from sglang_jenga.arena.tables import Translation, to_device
 from sglang_jenga.core.allocator import IntArray
+from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 
 CPU = torch.device("cpu")
 W = 32
 KINDS = {
     "uniform": make_kinds(),
-    "window": make_kinds(window_layers=5, span=W),
-    "chunked": make_kinds(window_layers=3, span=W, chunked=True),
+    "window": make_kinds(window_layers=5, policy=Window(window_tokens=W)),
+    "chunked": make_kinds(window_layers=3, policy=Chunked(chunk_tokens=W)),
 }
 
 

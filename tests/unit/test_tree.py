@@ -12,28 +12,30 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
+from sink_window.policy import SinkWindow
 
 from machine import Machine, make_kinds
-from sglang_jenga.cache.predicates import is_hit, needed_tail
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import Chunked, Full, TokenPolicy, Window
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.tree import ArenaTreeCore
 
 SPAN = 24
 FULL, WINDOW = ComponentType.FULL, ComponentType.SWA
+SPANNED = Window(window_tokens=SPAN)
+CHUNKS = Chunked(chunk_tokens=SPAN)
+SINKS = SinkWindow(sink_tokens=6, window_tokens=SPAN)
 KINDS = {
-    Dependency.FULL: make_kinds(),
-    Dependency.WINDOW: make_kinds(window_layers=5, span=SPAN),
-    Dependency.CHUNKED: make_kinds(window_layers=3, span=SPAN, chunked=True),
+    Full(): make_kinds(),
+    SPANNED: make_kinds(window_layers=5, policy=SPANNED),
+    CHUNKS: make_kinds(window_layers=3, policy=CHUNKS),
+    SINKS: make_kinds(window_layers=5, policy=SINKS),
 }
-HYBRID = [Dependency.WINDOW, Dependency.CHUNKED]
+HYBRID = [SPANNED, CHUNKS, SINKS]
 
 
-def make_machine(
-    dependency: Dependency, *, page_tokens: int = 1, large_pages: int = 3000
-) -> Machine:
+def make_machine(policy: TokenPolicy, *, page_tokens: int = 1, large_pages: int = 3000) -> Machine:
     return Machine(
-        KINDS[dependency],
+        KINDS[policy],
         large_pages=large_pages // page_tokens + 20,
         page_tokens=page_tokens,
         chunk_tokens=32,
@@ -76,24 +78,23 @@ def live_windows(nodes_of_prompt: list[UnifiedTreeNode]) -> list[bool]:
     ]
 
 
-def tail(live: list[bool], prefix: int) -> int:
-    """Consecutive live tokens that end at ``prefix``."""
-    return next((i for i in range(prefix) if not live[prefix - 1 - i]), prefix)
+def is_hit(policy: TokenPolicy, live: list[bool], prefix: int) -> bool:
+    return all(live[p] for part in policy.needed(prefix) for p in part)
 
 
 Piece = tuple[UnifiedTreeNode, ComponentType]
 
 
-def needed_pieces(machine: Machine, dependency: Dependency, tokens: list[int]) -> list[Piece]:
+def needed_pieces(machine: Machine, policy: TokenPolicy, tokens: list[int]) -> list[Piece]:
     """What a hit on all of ``tokens`` needs: full slots everywhere, window slots near the end."""
     found = path(machine, tokens)
     pieces: list[Piece] = [(node, FULL) for node in found]
-    if dependency is not Dependency.FULL:
-        left = needed_tail(dependency, len(tokens), SPAN)
-        while left > 0:
-            node = found.pop()
-            pieces.append((node, WINDOW))
-            left -= len(node.key)
+    if policy.SLIDES:
+        needed = {p for part in policy.needed(len(tokens)) for p in part}
+        start = 0
+        for node in found:
+            positions = range(start, start := start + len(node.key))
+            pieces += [(node, WINDOW)] * (not needed.isdisjoint(positions))
     return pieces
 
 
@@ -117,16 +118,16 @@ def evict_spare_windows(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("page_tokens", [1, 4])
-@pytest.mark.parametrize("dependency", HYBRID)
-def test_a_prompt_hits_where_the_predicate_holds(dependency: Dependency, page_tokens: int) -> None:
+@pytest.mark.parametrize("policy", HYBRID)
+def test_a_prompt_hits_where_the_predicate_holds(policy: TokenPolicy, page_tokens: int) -> None:
     """Every branching point of a cached conversation, against the predicate on live slots."""
-    machine = make_machine(dependency, page_tokens=page_tokens)
+    machine = make_machine(policy, page_tokens=page_tokens)
     tokens = answer(machine, list(range(100)), output=60, chunk=32)
     whole = len(tokens) // page_tokens * page_tokens
     live = live_windows(path(machine, tokens))
     assert len(live) == whole and 0 < sum(live) < whole, "some slots slid away, some are left"
     ends = range(0, whole + 1, page_tokens)
-    valid = [n for n in ends if is_hit(dependency, n, tail(live, n), SPAN)]
+    valid = [n for n in ends if is_hit(policy, live, n)]
     for branch in ends:
         hit = machine.hit(tokens[:branch])
         assert hit in valid, f"a hit of {hit} at {branch} has dead window slots"
@@ -134,7 +135,7 @@ def test_a_prompt_hits_where_the_predicate_holds(dependency: Dependency, page_to
 
 
 def test_a_chunked_prefix_hits_at_every_chunk_boundary_although_its_slots_are_gone() -> None:
-    chunked, window = make_machine(Dependency.CHUNKED), make_machine(Dependency.WINDOW)
+    chunked, window = make_machine(CHUNKS), make_machine(SPANNED)
     prompt = list(range(10 * SPAN))
     for machine in (chunked, window):
         answer(machine, prompt)
@@ -146,11 +147,11 @@ def test_a_chunked_prefix_hits_at_every_chunk_boundary_although_its_slots_are_go
 
 @pytest.mark.parametrize("chunk", [None, 32, 7])
 @pytest.mark.parametrize("page_tokens", [1, 4])
-@pytest.mark.parametrize("dependency", HYBRID)
+@pytest.mark.parametrize("policy", HYBRID)
 def test_a_prompt_can_be_left_anywhere_while_nobody_needs_the_bytes(
-    dependency: Dependency, page_tokens: int, chunk: int | None
+    policy: TokenPolicy, page_tokens: int, chunk: int | None
 ) -> None:
-    machine = make_machine(dependency, page_tokens=page_tokens)
+    machine = make_machine(policy, page_tokens=page_tokens)
     prompt = list(range(8 * SPAN))
     answer(machine, prompt, chunk=chunk)
     for branch in range(page_tokens, len(prompt), page_tokens):
@@ -158,7 +159,7 @@ def test_a_prompt_can_be_left_anywhere_while_nobody_needs_the_bytes(
 
 
 def test_spare_windows_go_first_and_those_of_the_oldest_prompt_before_others() -> None:
-    machine = make_machine(Dependency.WINDOW)
+    machine = make_machine(SPANNED)
     first, second = list(range(5 * SPAN)), list(range(500, 500 + 5 * SPAN))
     answer(machine, first)
     answer(machine, second)
@@ -170,11 +171,11 @@ def test_spare_windows_go_first_and_those_of_the_oldest_prompt_before_others() -
     assert machine.hit(second[:40]) == 40 and machine.hit(second[:80]) == 40
 
 
-@pytest.mark.parametrize("dependency", HYBRID)
+@pytest.mark.parametrize("policy", HYBRID)
 def test_a_spare_window_that_ends_up_last_is_worth_what_its_full_slots_are(
-    dependency: Dependency,
+    policy: TokenPolicy,
 ) -> None:
-    machine = make_machine(dependency)
+    machine = make_machine(policy)
     answer(machine, list(range(5 * SPAN)))
     lru = machine.tree.tree_core.lru_lists[WINDOW]
     while any(node.children for node in nodes(machine)):
@@ -187,7 +188,7 @@ def test_a_spare_window_that_ends_up_last_is_worth_what_its_full_slots_are(
 
 
 def test_full_attention_hits_everywhere() -> None:
-    machine = make_machine(Dependency.FULL)
+    machine = make_machine(Full())
     tokens = answer(machine, list(range(100)), output=20)
     for branch in range(1, 120):
         assert machine.hit(tokens[:branch]) == branch
@@ -237,12 +238,12 @@ def check_oldest(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("page_tokens", [1, 4])
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", list(KINDS))
 def test_the_heap_finds_what_a_search_of_the_whole_tree_finds(
-    dependency: Dependency, page_tokens: int
+    policy: TokenPolicy, page_tokens: int
 ) -> None:
     rng = random.Random(page_tokens)
-    machine = make_machine(dependency, page_tokens=page_tokens)
+    machine = make_machine(policy, page_tokens=page_tokens)
     roots = [[rng.randrange(1000) for _ in range(80)] for _ in range(4)]
     running: list[Req] = []
     for _ in range(120):
@@ -266,11 +267,11 @@ def test_the_heap_finds_what_a_search_of_the_whole_tree_finds(
         evict_one(machine)
 
 
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", list(KINDS))
 def test_using_a_prefix_makes_all_that_its_hit_needs_young_in_every_kind(
-    dependency: Dependency,
+    policy: TokenPolicy,
 ) -> None:
-    machine = make_machine(dependency)
+    machine = make_machine(policy)
     used = answer(machine, list(range(70)), chunk=32)
     answer(machine, list(range(500, 570)), chunk=32)
 
@@ -280,7 +281,7 @@ def test_using_a_prefix_makes_all_that_its_hit_needs_young_in_every_kind(
             return node.last_access_time
         return machine.tree.tree_core.lru_lists[WINDOW].last_use(node)
 
-    needed = needed_pieces(machine, dependency, used)  # looks the prefix up, and so uses it
+    needed = needed_pieces(machine, policy, used)  # looks the prefix up, and so uses it
     on_path = [node for node, _ in needed]
     others = [
         (node, component)
@@ -291,26 +292,26 @@ def test_using_a_prefix_makes_all_that_its_hit_needs_young_in_every_kind(
     assert others and min(map(last_use, needed)) > max(map(last_use, others))
 
 
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", list(KINDS))
 def test_of_two_conversations_the_one_used_longest_ago_loses_its_hit_first(
-    dependency: Dependency,
+    policy: TokenPolicy,
 ) -> None:
-    machine = make_machine(dependency)
+    machine = make_machine(policy)
     first = answer(machine, list(range(60)), chunk=32)
     second = answer(machine, list(range(500, 560)), chunk=32)
-    of_second = needed_pieces(machine, dependency, second)
-    of_first = needed_pieces(machine, dependency, first)  # used last
+    of_second = needed_pieces(machine, policy, second)
+    of_first = needed_pieces(machine, policy, first)  # used last
     while not any(is_gone(machine, piece) for piece in of_second):
         assert not any(is_gone(machine, piece) for piece in of_first)
         assert evict_one(machine)
     assert not any(is_gone(machine, piece) for piece in of_first)
 
 
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", list(KINDS))
 def test_eviction_goes_on_until_the_starving_kind_has_its_large_pages(
-    dependency: Dependency,
+    policy: TokenPolicy,
 ) -> None:
-    machine = make_machine(dependency, large_pages=150)
+    machine = make_machine(policy, large_pages=150)
     for start in range(0, 600, 60):
         if machine.arena.reclaim(machine.tree, [70] * len(machine.arena.kinds)):
             answer(machine, list(range(start, start + 60)))
@@ -329,11 +330,11 @@ def test_eviction_goes_on_until_the_starving_kind_has_its_large_pages(
 
 
 @pytest.mark.parametrize("page_tokens", [1, 4])
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", list(KINDS))
 def test_eviction_never_touches_what_a_running_request_reads(
-    dependency: Dependency, page_tokens: int
+    policy: TokenPolicy, page_tokens: int
 ) -> None:
-    machine = make_machine(dependency, page_tokens=page_tokens)
+    machine = make_machine(policy, page_tokens=page_tokens)
     shared = list(range(60))
     answer(machine, shared)
     answer(machine, list(range(500, 600)))
@@ -347,17 +348,17 @@ def test_eviction_never_touches_what_a_running_request_reads(
         if isinstance(machine.arena, HybridArenaAllocator):
             window = machine.arena.translation.host[slots]
             n = len(slots)
-            first = n - SPAN if dependency is Dependency.WINDOW else n // SPAN * SPAN
-            assert (window[first:n] > 0).all(), "a window slot in use was freed"
+            reads = [p for part in policy.needed(n) for p in part]
+            assert (window[reads] > 0).all(), "a window slot in use was freed"
     for req in running:
         machine.decode([req])
         machine.finish(req)
     assert machine.problems() == []
 
 
-@pytest.mark.parametrize("dependency", list(KINDS))
-def test_nothing_stays_pinned_after_everybody_left(dependency: Dependency) -> None:
-    machine = make_machine(dependency)
+@pytest.mark.parametrize("policy", list(KINDS))
+def test_nothing_stays_pinned_after_everybody_left(policy: TokenPolicy) -> None:
+    machine = make_machine(policy)
     running = [machine.prefill(range(40 + i), max_new=99) for i in range(4)]
     for req in running[:2]:
         machine.finish(req)
@@ -369,11 +370,11 @@ def test_nothing_stays_pinned_after_everybody_left(dependency: Dependency) -> No
     assert machine.arena.core.num_free_large_pages == machine.plan.usable_large_pages
 
 
-@pytest.mark.parametrize("dependency", HYBRID)
+@pytest.mark.parametrize("policy", HYBRID)
 def test_a_request_pins_no_more_window_slots_of_its_prefix_than_it_reads(
-    dependency: Dependency,
+    policy: TokenPolicy,
 ) -> None:
-    machine = make_machine(dependency)
+    machine = make_machine(policy)
     tokens = answer(machine, list(range(100)))
     for short in (10, 30, 55):  # later turns split the cached path into nodes of many lengths
         answer(machine, [*tokens[:short], *range(700, 720)])
@@ -382,7 +383,7 @@ def test_a_request_pins_no_more_window_slots_of_its_prefix_than_it_reads(
     machine.admit(req)
     machine.tree.evict_until(lambda: False)
     n = req.prefix_len
-    reads = SPAN if dependency is Dependency.WINDOW else n % SPAN
+    reads = policy.needed_tokens(n)
     # One token (page) more, for the same prompt sent again: it is hit up to its last token.
     assert n > 0 and machine.arena.used_slots(1) == reads + 1
     machine.tree.unlock(req.lock)
@@ -397,19 +398,19 @@ def test_a_request_pins_no_more_window_slots_of_its_prefix_than_it_reads(
     ids=["full", "window"],
 )
 def test_sglangs_own_eviction_requests_are_served_in_the_same_order(asked: EvictParams) -> None:
-    machine = make_machine(Dependency.WINDOW)
+    machine = make_machine(SPANNED)
     answer(machine, list(range(60)))
     young = answer(machine, list(range(500, 560)))
-    needed = needed_pieces(machine, Dependency.WINDOW, young)
+    needed = needed_pieces(machine, SPANNED, young)
     result = machine.tree.evict(asked)
     assert result.num_tokens_evicted >= asked.num_tokens
     assert result.swa_num_tokens_evicted >= asked.swa_num_tokens
     assert not any(is_gone(machine, piece) for piece in needed)
 
 
-@pytest.mark.parametrize("dependency", list(KINDS))
+@pytest.mark.parametrize("policy", list(KINDS))
 def test_an_eviction_does_constant_work_however_many_leaves_there_are(
-    dependency: Dependency, monkeypatch: pytest.MonkeyPatch
+    policy: TokenPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looked-at nodes are counted, not time: a heap per call would look at all of them."""
     looked: list[int] = []
@@ -419,7 +420,7 @@ def test_an_eviction_does_constant_work_however_many_leaves_there_are(
         "_worth",
         lambda self, node: (looked.append(node.id), original(self, node))[1],
     )
-    machine = make_machine(dependency)
+    machine = make_machine(policy)
     for start in range(200):
         answer(machine, [start, *range(500, 505)])
     looked.clear()
@@ -431,7 +432,7 @@ def test_an_eviction_does_constant_work_however_many_leaves_there_are(
 
 def test_host_ids_of_the_tree_are_those_of_the_requests() -> None:
     """A finished request's slots are the tree's, id for id: nothing was copied or moved."""
-    machine = make_machine(Dependency.WINDOW)
+    machine = make_machine(SPANNED)
     req = machine.prefill(range(50), max_new=9)
     slots = machine.slots(req).numpy().copy()
     machine.finish(req)

@@ -26,6 +26,7 @@ from sglang.srt.runtime_context import get_schedule
 from sglang_jenga.attention.paged import PaddedBatch, Span, attend_paged, plan_batches
 from sglang_jenga.attention.reference import Visibility
 from sglang_jenga.attention.register import BACKEND_NAME
+from sglang_jenga.core.policies import KV_POLICY
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -197,6 +198,11 @@ class ReferenceAttnBackend(AttentionBackend):
     def _kind(self, layer: RadixAttention, forward_batch: ForwardBatch) -> _Kind:
         if layer.is_cross_attention:
             return _Kind(rule=Visibility(causal=False), reads_encoder=True, in_window_pool=False)
+        in_window_pool = self.layers_mapping is not None and self.layers_mapping[layer.layer_id][1]
+        stated = getattr(layer, KV_POLICY, None)
+        if stated is not None:
+            rule = Visibility(policy=stated)
+            return _Kind(rule=rule, reads_encoder=False, in_window_pool=in_window_pool)
         window = layer.sliding_window_size
         window = window if window is not None and window > -1 else None
         causal = layer.attn_type != AttentionType.ENCODER_ONLY
@@ -222,9 +228,7 @@ class ReferenceAttnBackend(AttentionBackend):
                 causal=causal,
             ),
             reads_encoder=False,
-            in_window_pool=(
-                self.layers_mapping is not None and self.layers_mapping[layer.layer_id][1]
-            ),
+            in_window_pool=in_window_pool,
         )
 
     def _gathers(self, kind: _Kind) -> list[PaddedBatch]:

@@ -51,7 +51,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """Consecutive queries of one span with the range of key positions they may see."""
+    """Consecutive queries of one span with the key positions that they may see.
+
+    Those are the first `head_keys`, and from `first_key` on as many as make `num_keys`.
+    """
 
     request: int
     first_column: int
@@ -60,6 +63,7 @@ class Tile:
     first_query_position: int
     first_key: int
     num_keys: int
+    head_keys: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +160,8 @@ def _tiles(request: int, span: Span, rule: Visibility) -> list[Tile]:
     if span.num_queries == 0 or span.num_keys == 0:
         return []
     reach = MAX_TILE_QUERIES
-    for limit in (rule.window_tokens, rule.chunk_tokens):
+    own = rule.policy.span_tokens if rule.policy is not None else None
+    for limit in (rule.window_tokens, rule.chunk_tokens, own):
         # A tile of n queries in a window of W gathers n + W keys: n near W keeps the gather
         # linear in the length of the prompt, and below 16 the per-tile cost wins.
         if limit is not None:
@@ -175,6 +180,7 @@ def _tiles(request: int, span: Span, rule: Visibility) -> list[Tile]:
         if end_key - first_key > longest:
             count = min(count, 16)
             end_key = rule.end_key(position + count - 1, span.num_keys)
+        head_keys = min(rule.head_keys, first_key)
         tiles.append(
             Tile(
                 request=request,
@@ -183,7 +189,8 @@ def _tiles(request: int, span: Span, rule: Visibility) -> list[Tile]:
                 num_queries=count,
                 first_query_position=position,
                 first_key=first_key,
-                num_keys=end_key - first_key,
+                num_keys=head_keys + end_key - first_key,
+                head_keys=head_keys,
             )
         )
         done += count
@@ -204,13 +211,14 @@ def _pad(
                 tile.first_query_position,
                 tile.first_key,
                 tile.num_keys,
+                tile.head_keys,
             )
             for tile in tiles
         ],
         dtype=torch.int64,
         device=device,
     )
-    request, column, query_start, query_count, query_position, first_key, key_count = (
+    request, column, query_start, query_count, query_position, first_key, key_count, head_keys = (
         table.t().unsqueeze(-1).unbind()
     )
     max_queries = max(tile.num_queries for tile in tiles)
@@ -221,11 +229,12 @@ def _pad(
     query_step = torch.arange(max_queries, device=device)
     query_offset = torch.minimum(query_step, query_count - 1)
     key_step = torch.arange(max_keys, device=device)
-    key_position = first_key + torch.minimum(key_step, key_count - 1)
+    key_index = torch.minimum(key_step, key_count - 1)
+    key_position = torch.where(key_index < head_keys, key_index, first_key + key_index - head_keys)
     slots = req_to_token[rows[request], column + key_position].long()
 
-    # A lone causal query sees its whole key range, because the range was cut for it.
-    unbounded = rule.window_tokens is None and rule.chunk_tokens is None
+    # A lone causal query sees all its keys, because they were cut for it.
+    unbounded = rule.window_tokens is None and rule.chunk_tokens is None and rule.policy is None
     sees_all = max_queries == 1 if rule.causal else unbounded
     seen = None
     if not sees_all:

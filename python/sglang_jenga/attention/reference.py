@@ -10,6 +10,7 @@ says what it means. Semantics follow SGLang's own kernels (triton `extend_attent
 | window of W tokens, causal | q - W <= k <= q: W + 1 keys, as `sliding_window_size` counts |
 | window of W tokens, not causal | abs(q - k) <= W |
 | chunk of C tokens (Llama-4 iRoPE) | k <= q and floor(k / C) == floor(q / C) |
+| a layer's own policy, causal | k <= q and k in its head or in its tail at q |
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
+from sglang_jenga.core.policies import TokenPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,8 @@ class Visibility:
     """Largest distance between a query and a key it sees; None means no window."""
     chunk_tokens: int | None = None
     """Length of the blocks that cannot see each other; None means one endless block."""
+    policy: TokenPolicy | None = None
+    """What the layer states itself, for kinds that SGLang has no word for; None means nothing."""
     causal: bool = True
     """Whether keys after the query are hidden."""
 
@@ -42,9 +47,14 @@ class Visibility:
                 "pass None for a layer without chunks."
             )
 
+    @property
+    def head_keys(self) -> int:
+        """Keys before this position are seen by every later query."""
+        return 0 if self.policy is None else self.policy.head_tokens
+
     def first_key(self, first_query_position: int) -> int:
-        """Lowest key position that a query at or after `first_query_position` may see."""
-        first = 0
+        """Lowest key position, the head's aside, that a query at or after this one may see."""
+        first = 0 if self.policy is None else self.policy.tail_start(first_query_position)
         if self.window_tokens is not None:
             first = max(first, first_query_position - self.window_tokens)
         if self.chunk_tokens is not None:
@@ -85,6 +95,12 @@ def visible_keys(
             torch.div(query, chunk, rounding_mode="floor")
             == torch.div(key, chunk, rounding_mode="floor")
         )
+    if rule.policy is not None:
+        starts = [
+            rule.policy.tail_start(position) for position in query_positions.flatten().tolist()
+        ]
+        tail = torch.tensor(starts, device=query.device).view_as(query_positions).unsqueeze(-1)
+        seen = seen & ((key >= tail) | (key < rule.policy.head_tokens))
     return seen
 
 

@@ -12,22 +12,17 @@ Three sizes per kind, each at least the one before:
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import (
-    Dependency,
-    KindSpec,
-    live_range,
-    require_positive,
-    slots_needed,
-)
+from sglang_jenga.core.errors import ConfigError, require_positive
+from sglang_jenga.core.kinds import KindSpec, held_slots, slots_needed
 from sglang_jenga.core.plan import ArenaPlan, KindPlan, PartialWaste
+from sglang_jenga.core.policies import State, Vision
 
 __all__ = [
     "Footprint",
     "KindFootprint",
     "PartialWaste",
     "RequestShape",
-    "live_range",
+    "held_slots",
     "mix_footprint",
     "request_footprint",
     "requests_that_fit",
@@ -92,13 +87,16 @@ def small_pages_needed(kind: KindPlan, shape: RequestShape) -> int:
 
     Position p of a request lies in its small page p // P, P = slots_per_small_page, so a live
     range [lo, hi) touches ceil(hi / P) - floor(lo / P) of them: a window of W slots may straddle
-    one page more than ceil(W / P).
+    one page more than ceil(W / P). A page that two ranges touch counts once.
     """
-    live = _live(kind.spec, shape)
-    if not live:
-        return 0
     size = kind.slots_per_small_page
-    return -(-live.stop // size) - live.start // size
+    pages = counted = 0
+    for live in _live(kind.spec, shape):
+        if live:
+            end = -(-live.stop // size)
+            pages += end - max(counted, live.start // size)
+            counted = end
+    return pages
 
 
 def request_footprint(plan: ArenaPlan, shape: RequestShape) -> Footprint:
@@ -113,11 +111,11 @@ def request_footprint(plan: ArenaPlan, shape: RequestShape) -> Footprint:
     for kind in plan.kinds:
         pages = small_pages_needed(kind, shape)
         per_large = kind.small_pages_per_large_page
-        if kind.spec.slides and pages:
+        if kind.spec.policy.SLIDES and pages:
             large = 1 + -(-(pages - 1) // per_large)
         else:
             large = -(-pages // per_large)
-        kinds.append(_footprint(plan, kind, len(_live(kind.spec, shape)), pages, large))
+        kinds.append(_footprint(plan, kind, _num_slots(kind.spec, shape), pages, large))
     return Footprint(kinds=tuple(kinds))
 
 
@@ -130,7 +128,7 @@ def mix_footprint(plan: ArenaPlan, shapes: Iterable[RequestShape]) -> Footprint:
     requests = list(shapes)
     kinds = []
     for kind in plan.kinds:
-        slots = sum(len(_live(kind.spec, shape)) for shape in requests)
+        slots = sum(_num_slots(kind.spec, shape) for shape in requests)
         pages = sum(small_pages_needed(kind, shape) for shape in requests)
         large = -(-pages // kind.small_pages_per_large_page)
         kinds.append(_footprint(plan, kind, slots, pages, large))
@@ -194,7 +192,7 @@ def uniform_paging_waste(
     images layers of their own; elsewhere they are ordinary tokens of the prompt.
     """
     require_positive(num_tokens=num_tokens)
-    odd = [kind.name for kind in kinds if kind.dependency in (Dependency.STATE, Dependency.VISION)]
+    odd = [kind.name for kind in kinds if isinstance(kind.policy, State | Vision)]
     if odd:
         raise ConfigError(f"uniform paging has no slots for kinds {odd}: compare attention only")
     needed = sum(
@@ -205,8 +203,12 @@ def uniform_paging_waste(
     return 1 - needed / held
 
 
-def _live(spec: KindSpec, shape: RequestShape) -> range:
-    return live_range(
+def _num_slots(spec: KindSpec, shape: RequestShape) -> int:
+    return sum(map(len, _live(spec, shape)))
+
+
+def _live(spec: KindSpec, shape: RequestShape) -> tuple[range, ...]:
+    return held_slots(
         spec,
         shape.num_tokens,
         chunk_tokens=shape.chunk_tokens,

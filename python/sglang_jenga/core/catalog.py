@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency, KindSpec, attention_kind, state_kind
+from sglang_jenga.core.kinds import KindSpec, attention_kind, state_kind
+from sglang_jenga.core.policies import Chunked, Cross, Full, Policy, Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionLayers:
     """Layers of one attention kind; K and V have the same head size in every model listed."""
 
-    dependency: Dependency
+    policy: Policy
     layer_ids: tuple[int, ...]
     num_kv_heads: int
     head_dim: int
-    span_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class CatalogModel:
     layers: tuple[AttentionLayers | StateLayers, ...]
 
     def kinds(self, *, kv_itemsize: int = 2) -> tuple[KindSpec, ...]:
-        """The model's kinds, named after their dependency; kv_itemsize is 2 for bf16, 1 for fp8.
+        """The model's kinds, named after their policy; kv_itemsize is 2 for bf16, 1 for fp8.
 
         States do not follow kv_itemsize: a quantised KV cache leaves them as they are.
         """
@@ -64,37 +64,23 @@ class CatalogModel:
             else:
                 kinds.append(
                     attention_kind(
-                        group.dependency.value,
-                        group.dependency,
+                        group.policy.NAME,
+                        group.policy,
                         group.layer_ids,
                         num_kv_heads=group.num_kv_heads,
                         k_head_dim=group.head_dim,
                         v_head_dim=group.head_dim,
                         itemsize=kv_itemsize,
-                        span_tokens=group.span_tokens,
                     )
                 )
         return tuple(kinds)
 
 
-def _full(layer_ids: Iterable[int], kv_heads: int, head_dim: int) -> AttentionLayers:
-    return AttentionLayers(
-        dependency=Dependency.FULL,
-        layer_ids=tuple(layer_ids),
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-    )
-
-
-def _spanned(
-    dependency: Dependency, layer_ids: Iterable[int], kv_heads: int, head_dim: int, span: int
+def _attention(
+    policy: Policy, layer_ids: Iterable[int], kv_heads: int, head_dim: int
 ) -> AttentionLayers:
     return AttentionLayers(
-        dependency=dependency,
-        layer_ids=tuple(layer_ids),
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        span_tokens=span,
+        policy=policy, layer_ids=tuple(layer_ids), num_kv_heads=kv_heads, head_dim=head_dim
     )
 
 
@@ -102,7 +88,6 @@ def _rest(total: int, taken: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(set(range(total)) - set(taken)))
 
 
-_WINDOW, _CHUNKED = Dependency.WINDOW, Dependency.CHUNKED
 _NEMOTRON = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"  # hybrid_override_pattern
 _QWEN = "Qwen/Qwen3-Next-80B-A3B-Instruct: full_attention_interval 4, 16 key and 32 value heads"
 
@@ -112,7 +97,7 @@ def _qwen3_next(name: str, temporal_itemsize: int, state_dtype: str) -> CatalogM
         name=name,
         source=f"{_QWEN} of 128, linear_conv_kernel_dim 4; state in {state_dtype}",
         layers=(
-            _full(range(3, 48, 4), 2, 256),
+            _attention(Full(), range(3, 48, 4), 2, 256),
             StateLayers(
                 layer_ids=_rest(48, range(3, 48, 4)),
                 conv_shape=(2 * 16 * 128 + 32 * 128, 3),
@@ -127,22 +112,22 @@ _MODELS = (
     CatalogModel(
         name="llama31-8b",
         source="meta-llama/Llama-3.1-8B: 32 layers, 8 KV heads of 128",
-        layers=(_full(range(32), 8, 128),),
+        layers=(_attention(Full(), range(32), 8, 128),),
     ),
     CatalogModel(
         name="gemma2-9b",
         source="google/gemma-2-9b: 42 layers, even ones slide over 4096, 8 KV heads of 256",
         layers=(
-            _full(range(1, 42, 2), 8, 256),
-            _spanned(_WINDOW, range(0, 42, 2), 8, 256, 4096),
+            _attention(Full(), range(1, 42, 2), 8, 256),
+            _attention(Window(window_tokens=4096), range(0, 42, 2), 8, 256),
         ),
     ),
     CatalogModel(
         name="gemma3-27b",
         source="google/gemma-3-27b-it: 62 layers, every 6th full, window 1024, 16 KV heads of 128",
         layers=(
-            _full(range(5, 62, 6), 16, 128),
-            _spanned(_WINDOW, _rest(62, range(5, 62, 6)), 16, 128, 1024),
+            _attention(Full(), range(5, 62, 6), 16, 128),
+            _attention(Window(window_tokens=1024), _rest(62, range(5, 62, 6)), 16, 128),
         ),
     ),
     CatalogModel(
@@ -152,8 +137,8 @@ _MODELS = (
         source="google/gemma-4-31B-it: 60 layers, every 6th full with 4 KV heads of 512 "
         "(num_global_key_value_heads, global_head_dim), others window 1024 with 16 of 256",
         layers=(
-            _full(range(5, 60, 6), 4, 512),
-            _spanned(_WINDOW, _rest(60, range(5, 60, 6)), 16, 256, 1024),
+            _attention(Full(), range(5, 60, 6), 4, 512),
+            _attention(Window(window_tokens=1024), _rest(60, range(5, 60, 6)), 16, 256),
         ),
     ),
     CatalogModel(
@@ -161,16 +146,16 @@ _MODELS = (
         source="google/gemma-4-E4B-it: 42 layers of which the last 18 reuse earlier KV "
         "(num_kv_shared_layers), every 6th full, 2 KV heads of 512 (full) or 256 (window 512)",
         layers=(
-            _full(range(5, 24, 6), 2, 512),
-            _spanned(_WINDOW, _rest(24, range(5, 24, 6)), 2, 256, 512),
+            _attention(Full(), range(5, 24, 6), 2, 512),
+            _attention(Window(window_tokens=512), _rest(24, range(5, 24, 6)), 2, 256),
         ),
     ),
     CatalogModel(
         name="gpt-oss-20b",
         source="openai/gpt-oss-20b: 24 layers, even ones slide over 128, 8 KV heads of 64",
         layers=(
-            _full(range(1, 24, 2), 8, 64),
-            _spanned(_WINDOW, range(0, 24, 2), 8, 64, 128),
+            _attention(Full(), range(1, 24, 2), 8, 64),
+            _attention(Window(window_tokens=128), range(0, 24, 2), 8, 64),
         ),
     ),
     CatalogModel(
@@ -179,8 +164,8 @@ _MODELS = (
         "(the model card's interleaving; its config.json states one window for all), 8 KV heads "
         "of 128",
         layers=(
-            _full(range(0, 36, 4), 8, 128),
-            _spanned(_WINDOW, _rest(36, range(0, 36, 4)), 8, 128, 32768),
+            _attention(Full(), range(0, 36, 4), 8, 128),
+            _attention(Window(window_tokens=32768), _rest(36, range(0, 36, 4)), 8, 128),
         ),
     ),
     CatalogModel(
@@ -188,8 +173,8 @@ _MODELS = (
         source="meta-llama/Llama-4-Scout-17B-16E: 48 layers, every 4th full, others in chunks of "
         "8192, 8 KV heads of 128",
         layers=(
-            _full(range(3, 48, 4), 8, 128),
-            _spanned(_CHUNKED, _rest(48, range(3, 48, 4)), 8, 128, 8192),
+            _attention(Full(), range(3, 48, 4), 8, 128),
+            _attention(Chunked(chunk_tokens=8192), _rest(48, range(3, 48, 4)), 8, 128),
         ),
     ),
     CatalogModel(
@@ -197,13 +182,8 @@ _MODELS = (
         source="meta-llama/Llama-3.2-11B-Vision: 40 layers, cross_attention_layers 3, 8, .., 38, "
         "8 KV heads of 128",
         layers=(
-            _full(_rest(40, range(3, 40, 5)), 8, 128),
-            AttentionLayers(
-                dependency=Dependency.CROSS,
-                layer_ids=tuple(range(3, 40, 5)),
-                num_kv_heads=8,
-                head_dim=128,
-            ),
+            _attention(Full(), _rest(40, range(3, 40, 5)), 8, 128),
+            _attention(Cross(), range(3, 40, 5), 8, 128),
         ),
     ),
     CatalogModel(
@@ -212,7 +192,7 @@ _MODELS = (
         source="ai21labs/Jamba-v0.1: 32 layers, attention at 4, 12, 20, 28 with 8 KV heads of "
         "128, mamba_expand 2, mamba_d_state 16, mamba_d_conv 4",
         layers=(
-            _full(range(4, 32, 8), 8, 128),
+            _attention(Full(), range(4, 32, 8), 8, 128),
             StateLayers(
                 layer_ids=_rest(32, range(4, 32, 8)),
                 conv_shape=(8192, 3),
@@ -229,7 +209,7 @@ _MODELS = (
         source="tiiuae/Falcon-H1-7B-Instruct: 44 layers, 2 KV heads of 128, mamba_d_ssm 3072, "
         "24 heads of 128, mamba_d_state 256, 1 group, mamba_d_conv 4",
         layers=(
-            _full(range(44), 2, 128),
+            _attention(Full(), range(44), 2, 128),
             StateLayers(
                 layer_ids=tuple(range(44)),
                 conv_shape=(3072 + 2 * 256, 3),
@@ -244,7 +224,7 @@ _MODELS = (
         source="ibm-granite/granite-4.0-h-small: 40 layers, 4 with attention, 8 KV heads of 128, "
         "mamba 128 heads of 64, mamba_d_state 128, 1 group, mamba_d_conv 4",
         layers=(
-            _full(range(5, 40, 10), 8, 128),
+            _attention(Full(), range(5, 40, 10), 8, 128),
             StateLayers(
                 layer_ids=_rest(40, range(5, 40, 10)),
                 conv_shape=(128 * 64 + 2 * 128, 3),
@@ -258,7 +238,7 @@ _MODELS = (
         source=f"nvidia/Nemotron-H-8B-Base-8K: 52 layers {_NEMOTRON}, 8 KV heads of 128, mamba "
         "128 heads of 64, ssm_state_size 128, 8 groups, conv_kernel 4",
         layers=(
-            _full((found.start() for found in re.finditer(r"\*", _NEMOTRON)), 8, 128),
+            _attention(Full(), (found.start() for found in re.finditer(r"\*", _NEMOTRON)), 8, 128),
             StateLayers(
                 layer_ids=tuple(found.start() for found in re.finditer("M", _NEMOTRON)),
                 conv_shape=(128 * 64 + 2 * 8 * 128, 3),

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 
-from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import KindSpec, require_positive, slots_needed
+from sglang_jenga.core.errors import ConfigError, require_positive
+from sglang_jenga.core.kinds import KindSpec, slots_needed
 from sglang_jenga.core.plan import (
     ArenaPlan,
     KindPlan,
@@ -119,7 +119,7 @@ def _layout(
         spec=spec,
         row_offsets_bytes=tuple(offsets),
         slot_bytes=_round_up(end, align),
-        slots_per_small_page=page_tokens if spec.paged_by_tokens else 1,
+        slots_per_small_page=page_tokens if spec.policy.PAGED_BY_TOKENS else 1,
         align_bytes=align,
         reference_slots=reference.num_requests
         * slots_needed(spec, reference.num_tokens, image_tokens=reference.image_tokens),
@@ -272,7 +272,7 @@ def _with_runs(layouts: Sequence[_Layout], candidate: _Candidate, min_run_slots:
     runs = [
         n * layout.slots_per_small_page
         for layout, n in zip(layouts, candidate.small_pages, strict=True)
-        if layout.spec.paged_by_tokens
+        if layout.spec.policy.PAGED_BY_TOKENS
     ]
     repeats = -(-min_run_slots // min(runs)) if runs else 1
     return _candidate(layouts, tuple(repeats * n for n in candidate.small_pages))
@@ -361,7 +361,9 @@ def max_geometry(kinds: Sequence[KindSpec], *, page_tokens: int = 1) -> Baseline
 def _baseline(name: str, kinds: Sequence[KindSpec], page_tokens: int) -> BaselineGeometry:
     require_positive(page_tokens=page_tokens)
     require_distinct(tuple(kinds))
-    sizes = [kind.payload_bytes * (page_tokens if kind.paged_by_tokens else 1) for kind in kinds]
+    sizes = [
+        kind.payload_bytes * (page_tokens if kind.policy.PAGED_BY_TOKENS else 1) for kind in kinds
+    ]
     page = gcd(*sizes) if name == "gcd" else max(sizes)
     return BaselineGeometry(
         name=name,

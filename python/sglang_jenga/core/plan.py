@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal, Self
 
-from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, require_positive
+from sglang_jenga.core import policies
+from sglang_jenga.core.errors import ConfigError, require_positive
+from sglang_jenga.core.kinds import KindSpec, RowSpec
+from sglang_jenga.core.policies import State
 
 SCHEMA = 1
 MAX_SLOT_IDS = 2**31  # SGLang keeps slot ids in int32 tables (req_to_token)
@@ -158,9 +160,9 @@ class KindPlan:
         no free one is left (design: allocation order).
         """
         worst_slots = self.slots_per_large_page - 1
-        if self.spec.slides:
+        if self.spec.policy.SLIDES:
             worst_slots *= 2
-        halved = self.spec.dependency is not Dependency.STATE
+        halved = not isinstance(self.spec.policy, State)
         return PartialWaste(
             expected_bytes=worst_slots * self.slot_bytes // (2 if halved else 1),
             worst_bytes=worst_slots * self.slot_bytes,
@@ -257,9 +259,8 @@ class ArenaPlan:
         lines = []
         for kind in self.kinds:
             usable = self.usable_large_pages * kind.slots_per_large_page
-            span = f"({kind.spec.span_tokens:,})" if kind.spec.span_tokens else ""
             lines.append(
-                f"kind {kind.spec.name}: {kind.spec.dependency}{span}, "
+                f"kind {kind.spec.name}: {kind.spec.policy}, "
                 f"{count(kind.spec.num_layers, 'layer')}, slot {format_bytes(kind.slot_bytes)}, "
                 f"small page {count(kind.slots_per_small_page, 'slot')}, "
                 f"large page {count(kind.slots_per_large_page, 'slot')}, "
@@ -277,7 +278,10 @@ class ArenaPlan:
 
     def to_json(self) -> str:
         """The whole plan as JSON text, stable byte for byte."""
-        return json.dumps(asdict(self), sort_keys=True)
+        data = asdict(self)
+        for kind, plain in zip(self.kinds, data["kinds"], strict=True):
+            plain["spec"]["policy"] = policies.to_dict(kind.spec.policy)
+        return json.dumps(data, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -320,7 +324,7 @@ def _exact(cls: type, data: dict[str, Any], *, without: str) -> dict[str, Any]:
 def _kind_plan(data: dict[str, Any]) -> KindPlan:
     spec = data.pop("spec")
     rows = tuple(RowSpec(**row) for row in spec.pop("rows"))
-    spec["dependency"] = Dependency(spec["dependency"])
+    spec["policy"] = policies.from_dict(spec["policy"])
     data["row_offsets_bytes"] = tuple(data["row_offsets_bytes"])
     return KindPlan(
         spec=KindSpec(rows=rows, **_exact(KindSpec, spec, without="rows")),

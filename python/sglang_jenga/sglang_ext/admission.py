@@ -100,14 +100,14 @@ class ArenaPrefillBudget(PrefillBudget):
         return newcomers + pending + int(requests * min(0.25, self.allocator.state_hit_rate))
 
     def _future_window_tokens(self) -> float:
-        """Window growth of running requests: none grows past its span, nor past its tokens."""
-        span = self._demand.span_tokens
-        if span is None:
+        """Window growth of running requests: none grows past what it keeps, nor past its tokens."""
+        kept = self._demand.kept_tokens
+        if kept is None:
             return 0
         if self._growth_version != self.allocator.core.version:  # a request may be preempted
             self._growth_version = self.allocator.core.version
             tokens = self.allocator.row_tokens
-            self._growth = np.maximum(0, span + self._interval - tokens[tokens > 0]).sum()
+            self._growth = np.maximum(0, kept + self._interval - tokens[tokens > 0]).sum()
         return float(min(self.total_offset, self._growth))
 
     def _demand_of_newcomer(self, tokens: int, states: int) -> list[int]:

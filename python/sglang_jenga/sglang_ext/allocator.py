@@ -22,8 +22,8 @@ from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import ArenaAllocator, IntArray
 from sglang_jenga.core.errors import Exhausted
-from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.policies import Cross, State, Vision
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
 
@@ -65,14 +65,13 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
             plan, num_rows=req_pool.num_rows, run_small_pages=demand.run_small_pages(plan)
         )
         self.kinds = tuple(range(len(plan.kinds)))
-        dependencies = [kind.spec.dependency for kind in plan.kinds]
+        policies = [type(kind.spec.policy) for kind in plan.kinds]
         #: Kinds that hold a slot for each token of text: all of them grow together.
-        self.token_kinds = tuple(k for k in self.kinds if plan.kinds[k].spec.grows_with_text)
+        self.token_kinds = tuple(k for k in self.kinds if plan.kinds[k].spec.policy.GROWS_WITH_TEXT)
         #: The kinds of recurrent states, of images in cross layers and of embeddings, None: the
         #: model has none.
         self.state_kind, self.cross_kind, self.vision_kind = (
-            dependencies.index(d) if d in dependencies else None
-            for d in (Dependency.STATE, Dependency.CROSS, Dependency.VISION)
+            policies.index(p) if p in policies else None for p in (State, Cross, Vision)
         )
         #: The cache over the vision kind, where there is one.
         self.embeddings: ArenaEmbeddings | None = None

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What requests will ask of each kind, in tokens: the arithmetic behind admission.
 
-A windowed kind needs the slots of a prefill chunk while the chunk runs and only its span (window W
-or chunk C) afterwards. With e tokens to prefill in chunks of at most c and m tokens to generate:
+A windowed kind needs the slots of a prefill chunk while the chunk runs and afterwards only what its
+policy keeps, r tokens at most (window W, chunk C, head and tail together). With e tokens to prefill
+in chunks of at most c and m tokens to generate:
 
     full kind    e + m
-    window kind  max(min(e, c + span), min(e + m, span + slide_interval))
+    window kind  max(min(e, c + r), min(e + m, r + slide_interval))
 
 Pure integers; the core's :meth:`ArenaAllocator.fits` turns small pages into large pages.
 """
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sglang_jenga.core.kinds import Dependency
 from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.policies import Cross, Full, State, TokenPolicy, Vision
 
 #: Longest open run of a row, in tokens. A run is memory set aside: it must stay small beside a
 #: request, yet long enough that a decode step rarely opens a new one.
@@ -31,13 +32,19 @@ LONE_REQUEST_STATES = 2
 class DemandModel:
     """Numbers of one server.
 
-    span_tokens: W or C of the window kind, None when every layer attends to everything.
+    window: policy of the window kind, None when every layer attends to everything.
     chunk_tokens: most tokens of one request a prefill step computes, None: the whole prompt.
     """
 
     page_tokens: int
-    span_tokens: int | None
+    window: TokenPolicy | None
     chunk_tokens: int | None
+
+    @property
+    def kept_tokens(self) -> int | None:
+        """Most slots of the window kind that a request keeps while it decodes; None: no such kind.
+        Dead ones that it has not given back yet come on top."""
+        return None if self.window is None else self.window.most_needed_tokens
 
     def run_small_pages(self, plan: ArenaPlan) -> list[int]:
         """Longest open run per kind: a whole large page unless that is long for one request.
@@ -46,7 +53,7 @@ class DemandModel:
         """
         longest = max(1, MAX_RUN_TOKENS // self.page_tokens)
         return [
-            min(kind.small_pages_per_large_page, longest) if kind.spec.grows_with_text else 1
+            min(kind.small_pages_per_large_page, longest) if kind.spec.policy.GROWS_WITH_TEXT else 1
             for kind in plan.kinds
         ]
 
@@ -57,24 +64,25 @@ class DemandModel:
         that dead slots cost little of a window; no more than SGLang's own default, beyond which
         sliding less often saves no work worth having.
         """
-        if self.span_tokens is None:
+        if self.window is None:
             return 0
         unit = plan.kinds[1].slots_per_large_page
-        wanted = max(unit, min(self.span_tokens // 16, MAX_SLIDE_TOKENS), self.page_tokens)
+        wanted = max(unit, min(self.window.span_tokens // 16, MAX_SLIDE_TOKENS), self.page_tokens)
         return -(-wanted // unit) * unit
 
     def window_tokens(self, extend: int, max_new: int, chunk: int | None, interval: int) -> int:
         """Peak window slots of a request that extends by ``extend`` and then generates."""
-        span = self.span_tokens or 0
-        prefill = extend if chunk is None else min(extend, chunk + span)
-        return max(prefill, min(extend + max_new, span + interval))
+        kept = self.kept_tokens or 0
+        prefill = extend if chunk is None else min(extend, chunk + kept)
+        return max(prefill, min(extend + max_new, kept + interval))
 
     def pages_of_longest(self, plan: ArenaPlan, num_tokens: int) -> list[int]:
         """Small pages per kind that a lone request of ``num_tokens`` needs at its worst moment.
 
         For a window kind that moment is early in decoding, with page-rounded span A, interval I:
 
-            A       the prompt's last span, pinned in the tree until a span has been generated
+            A       the prompt's last span, pinned in the tree until a span has been generated (a
+                    policy with a head: the head, too, and for good)
             A + I   the request's own tokens before they slide for the first time
             3       pages: one more that the tree pins, the one that prompt and output share, the
                     one being taken
@@ -85,18 +93,18 @@ class DemandModel:
         """
         full = -(-num_tokens // self.page_tokens)
         window = full
-        if self.span_tokens is not None and self.chunk_tokens is not None:
-            span_pages = -(-self.span_tokens // self.page_tokens)
+        if self.window is not None and self.chunk_tokens is not None:
+            span_pages = -(-self.window.span_tokens // self.page_tokens)
+            head_pages = -(-self.window.head_tokens // self.page_tokens)
             interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
-            window = min(full, 2 * span_pages + interval_pages + 3)
-        pages_of = {Dependency.FULL: full, Dependency.STATE: LONE_REQUEST_STATES}
-        pages_of[Dependency.VISION] = 0  # can be encoded again
-        slots = {kind.spec.dependency: kind.slot_bytes for kind in plan.kinds}
-        if Dependency.CROSS in slots:
-            images_cost_more = slots[Dependency.CROSS] > slots[Dependency.FULL]
-            pages_of[Dependency.CROSS] = full if images_cost_more else 1
-            pages_of[Dependency.FULL] = 1 if images_cost_more else full
-        return [pages_of.get(kind.spec.dependency, window) for kind in plan.kinds]
+            window = min(full, head_pages + 2 * span_pages + interval_pages + 3)
+        pages_of = {Full: full, State: LONE_REQUEST_STATES, Vision: 0}  # can be encoded again
+        slots = {type(kind.spec.policy): kind.slot_bytes for kind in plan.kinds}
+        if Cross in slots:
+            images_cost_more = slots[Cross] > slots[Full]
+            pages_of[Cross] = full if images_cost_more else 1
+            pages_of[Full] = 1 if images_cost_more else full
+        return [pages_of.get(type(kind.spec.policy), window) for kind in plan.kinds]
 
     def longest_request_tokens(self, plan: ArenaPlan) -> int:
         """Longest request (prompt and output) that always fits an arena it has to itself."""

@@ -200,6 +200,27 @@ HOOKS: tuple[Hook, ...] = (
         upstream="a cut-window step in SWAComponent",
     ),
     Hook(
+        target=f"{_SWA}.create_match_validator",
+        parameters=("self", "match_device_only"),
+        kind="uses",
+        reason="overridden: a hit is what the kind's policy says",
+        upstream="a policy object on SWAComponent",
+    ),
+    Hook(
+        target=f"{_SWA}.acquire_component_lock",
+        parameters=("self", "node", "result", "lock_host"),
+        kind="uses",
+        reason="overridden: pins what the kind's policy needs, head and tail, not whole nodes",
+        upstream="a policy object on SWAComponent",
+    ),
+    Hook(
+        target=f"{_SWA}.release_component_lock",
+        parameters=("self", "node", "params", "lock_host"),
+        kind="uses",
+        reason="overridden: and releases the same",
+        upstream="a policy object on SWAComponent",
+    ),
+    Hook(
         target=f"{_SWA}.free_out_of_window_slots",
         parameters=("self", "req", "pre_len", "insert_params"),
         kind="uses",

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency, KindSpec, RowSpec, attention_kind
+from sglang_jenga.core.kinds import KindSpec, RowSpec, attention_kind
+from sglang_jenga.core.policies import (
+    KV_POLICY,
+    Chunked,
+    Cross,
+    Full,
+    Policy,
+    TokenPolicy,
+    Vision,
+    Window,
+)
 from sglang_jenga.sglang_ext.states import StateLayers
 
 FULL = "full"
@@ -32,8 +42,7 @@ class AttentionLayer:
     num_kv_heads: int
     k_head_dim: int
     v_head_dim: int
-    dependency: Dependency
-    span_tokens: int | None
+    policy: Policy
 
     def heads(self) -> tuple[int, int, int]:
         return self.num_kv_heads, self.k_head_dim, self.v_head_dim
@@ -41,8 +50,9 @@ class AttentionLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelKinds:
-    """The kinds of a model: ``full`` always, ``window`` (windowed or chunked layers), ``cross``
-    (layers that attend to images) and recurrent ``states`` sometimes.
+    """The kinds of a model: ``full`` always, ``window`` (layers that forget: sliding windows,
+    chunks, any policy that slides), ``cross`` (layers that attend to images) and recurrent
+    ``states`` sometimes.
 
     ``embedding``: (elements, dtype) of one token's embedding, where the model has an encoder whose
     results are cached.
@@ -55,23 +65,23 @@ class ModelKinds:
     embedding: tuple[int, torch.dtype] | None = None
 
     @property
-    def span_tokens(self) -> int | None:
-        """W or C of the window kind: the largest among its layers."""
-        return max((layer.span_tokens or 0 for layer in self.window), default=None)
+    def window_policy(self) -> TokenPolicy | None:
+        """The policy of the window kind: of its layers' the one that reads furthest back."""
+        return max((layer.policy for layer in self.window), key=_reach, default=None)
 
     @property
-    def is_chunked(self) -> bool:
-        return bool(self.window) and self.window[0].dependency is Dependency.CHUNKED
+    def span_tokens(self) -> int | None:
+        """What SGLang calls the sliding window of the model."""
+        return None if self.window_policy is None else self.window_policy.span_tokens
 
     def specs(self, dtype: torch.dtype) -> tuple[KindSpec, ...]:
         """Kind specs for a KV cache of ``dtype``: full, window, cross, states, vision, those there
         are."""
-        out = [_spec(FULL, Dependency.FULL, self.full, dtype, None)]
-        if self.window:
-            kind = self.window[0].dependency
-            out.append(_spec(WINDOW, kind, self.window, dtype, self.span_tokens))
+        out = [_spec(FULL, Full(), self.full, dtype)]
+        if self.window_policy is not None:
+            out.append(_spec(WINDOW, self.window_policy, self.window, dtype))
         if self.cross:
-            out.append(_spec(CROSS, Dependency.CROSS, self.cross, dtype, None))
+            out.append(_spec(CROSS, Cross(), self.cross, dtype))
         if self.states is not None:
             out.append(self.states.spec())
         if self.embedding is not None:
@@ -80,22 +90,17 @@ class ModelKinds:
 
 
 def _spec(
-    name: str,
-    dependency: Dependency,
-    layers: tuple[AttentionLayer, ...],
-    dtype: torch.dtype,
-    span_tokens: int | None,
+    name: str, policy: Policy, layers: tuple[AttentionLayer, ...], dtype: torch.dtype
 ) -> KindSpec:
     heads, k_dim, v_dim = layers[0].heads()
     return attention_kind(
         name,
-        dependency,
+        policy,
         [layer.layer_id for layer in layers],
         num_kv_heads=heads,
         k_head_dim=k_dim,
         v_head_dim=v_dim,
         itemsize=dtype.itemsize,
-        span_tokens=span_tokens,
     )
 
 
@@ -106,7 +111,7 @@ def _embedding_spec(elements: int, dtype: torch.dtype) -> KindSpec:
         row_bytes=elements * dtype.itemsize,
         itemsize_bytes=dtype.itemsize,
     )
-    return KindSpec(name=VISION, dependency=Dependency.VISION, rows=(row,))
+    return KindSpec(name=VISION, policy=Vision(), rows=(row,))
 
 
 def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[AttentionLayer]:
@@ -128,14 +133,12 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
         where = f"layer {module.layer_id} ({name})"
         if module.attn_type is AttentionType.ENCODER_ONLY:
             continue  # reads the forward's own keys, stores nothing
-        dependency, span = _dependency(module, chunk_tokens, where)
         layer = AttentionLayer(
             layer_id=module.layer_id,
             num_kv_heads=module.tp_k_head_num,
             k_head_dim=module.qk_head_dim,
             v_head_dim=module.v_head_dim,
-            dependency=dependency,
-            span_tokens=span,
+            policy=_policy(module, chunk_tokens, where),
         )
         other = found.setdefault(module.layer_id, layer)
         if other.heads() != layer.heads():
@@ -144,9 +147,9 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
                     where, "K/V shared between different head shapes", f"{other} and {layer}"
                 )
             )
-        if (other.span_tokens or 0) != (span or 0):
+        if other.policy != layer.policy:
             # A sharing layer may read further back than the owner: keep what both need.
-            found[module.layer_id] = other if _reach(other) >= _reach(layer) else layer
+            found[module.layer_id] = max(other, layer, key=lambda found: _reach(found.policy))
     if not found:
         raise ConfigError(
             "the model has no attention layer that stores K/V: nothing for the arena to hold"
@@ -154,23 +157,34 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
     return [found[i] for i in sorted(found)]
 
 
-def _dependency(module: Any, chunk_tokens: int | None, where: str) -> tuple[Dependency, int | None]:
+def _policy(module: Any, chunk_tokens: int | None, where: str) -> Policy:
+    """What the layer says itself (``kv_policy``, see docs/new-kind.md), or what SGLang says."""
+    stated = getattr(module, KV_POLICY, None)
     window = module.sliding_window_size
+    if stated is not None:
+        if not isinstance(stated, TokenPolicy) or stated.span_tokens is None:
+            raise ConfigError(
+                _unsupported(
+                    where, f"{KV_POLICY} {stated}", "only policies with a span can be stated"
+                )
+            )
+        return stated
     if module.is_cross_attention:
-        return Dependency.CROSS, None
+        return Cross()
     if module.use_irope:
         if not chunk_tokens:
             raise ConfigError(
                 _unsupported(where, "chunked-local attention", "the model states no chunk size")
             )
-        return Dependency.CHUNKED, chunk_tokens
+        return Chunked(chunk_tokens=chunk_tokens)
     if window is not None and window > 0:
-        return Dependency.WINDOW, window
-    return Dependency.FULL, None
+        return Window(window_tokens=window)
+    return Full()
 
 
-def _reach(layer: AttentionLayer) -> float:
-    return float("inf") if layer.span_tokens is None else layer.span_tokens
+def _reach(policy: Policy) -> float:
+    tokens = policy.most_needed_tokens if isinstance(policy, TokenPolicy) else None
+    return float("inf") if tokens is None else tokens
 
 
 def _unsupported(where: str, what: str, why: str) -> str:
@@ -184,28 +198,33 @@ def group_layers(layers: Iterable[AttentionLayer], states: StateLayers | None = 
     """Sort layers into kinds.
 
     Raises:
-        ConfigError: layers of one kind differ in heads or dims, windows and chunks are mixed, no
-            layer attends to everything, cross attention lies beside windows or states, or a layer
-            in between stores nothing (each named).
+        ConfigError: layers of one kind differ in heads or dims, windows are mixed with other
+            policies, no layer attends to everything, cross attention lies beside windows or states,
+            or a layer in between stores nothing (each named).
     """
     full: list[AttentionLayer] = []
     window: list[AttentionLayer] = []
     cross: list[AttentionLayer] = []
-    sides = {Dependency.FULL: full, Dependency.CROSS: cross}
+    sides = {Full: full, Cross: cross}
     for layer in layers:
-        side = sides.get(layer.dependency, window)
-        if side and side[0].dependency is not layer.dependency:
+        side = sides.get(type(layer.policy), window)
+        if side and not _fit_together(side[0].policy, layer.policy):
             raise ConfigError(
                 _unsupported(
                     f"layer {layer.layer_id}",
-                    f"{layer.dependency} attention beside {side[0].dependency}",
-                    f"layer {side[0].layer_id} is {side[0].dependency}",
+                    f"{layer.policy} attention beside {side[0].policy}",
+                    f"layer {side[0].layer_id} is {side[0].policy}",
                 )
             )
         side.append(layer)
     kinds = ModelKinds(full=tuple(full), window=tuple(window), cross=tuple(cross), states=states)
     _require_servable(kinds)
     return kinds
+
+
+def _fit_together(one: Policy, other: Policy) -> bool:
+    """Whether one of two policies keeps all that the other needs: windows do, of any length."""
+    return one == other or (isinstance(one, Window) and isinstance(other, Window))
 
 
 def _require_servable(kinds: ModelKinds) -> None:
@@ -226,7 +245,7 @@ def _require_servable(kinds: ModelKinds) -> None:
         raise ConfigError(
             _unsupported(
                 f"layer {first.layer_id}",
-                f"{first.dependency} attention like every other layer",
+                f"{first.policy} attention like every other layer",
                 "SGLang addresses requests by full-attention slots and there are none",
             )
         )

@@ -15,19 +15,15 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import TokenPolicy
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
 from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
-from sglang_jenga.sglang_ext.tree import (
-    CORE_NAME,
-    ArenaTreeCore,
-    ArenaWindowComponent,
-    take_dead_slots,
-)
+from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
+from sglang_jenga.sglang_ext.windows import ArenaWindowComponent, take_dead_slots
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -45,7 +41,8 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def __init__(self, params: CacheInitParams) -> None:
         arena = params.token_to_kv_pool_allocator
-        self.window_dependency = _window_dependency(arena)
+        #: What the kind needs that grows with the text and is not the full one, if there is one.
+        self.window_policy = _window_policy(arena)
         super().__init__(params)
         self._arena = arena
         self._req_pool = self.req_to_token_pool
@@ -115,10 +112,25 @@ class ArenaRadixCache(UnifiedRadixCache):
                 start = end
 
     def _publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
-        """Upstream's insert; the request pins no state afterwards, it has read the one it needs."""
+        """Upstream's insert; the request pins no state afterwards, it has read the one it needs.
+
+        A head that the request made itself (a prompt shorter than it) goes first: upstream takes
+        everything below the window for given back.
+        """
+        kv = req.kv
+        slid_to = kv.get_evicted_seqlen(ComponentType.SWA)
+        if kv.cache_protected_len < kv.swa_evict_floor and slid_to and not self.disable:
+            kv.set_evicted_seqlen(ComponentType.SWA, 0)
+            super().checkpoint_into_tree(req, up_to=kv.swa_dead_lo(self.page_size), **kwargs)
+            kv.set_evicted_seqlen(ComponentType.SWA, slid_to)
         super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
         if self.supports_mamba() and not self.disable:
             self.tree_core.components_by_type[ComponentType.MAMBA].unpin(req)
+
+    def release_swa_prefix_lock(self, req: Req) -> None:
+        """A prompt's window is pinned no longer than it is read; a head is read for good."""
+        if not self.window_policy.head_tokens:
+            super().release_swa_prefix_lock(req)
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
         """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""
@@ -132,8 +144,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         return take_dead_slots(
             req,
             num_tokens,
-            dependency=self.window_dependency,
-            span_tokens=self.swa_retain_window,
+            policy=self.window_policy,
             page_tokens=self.page_size,
             row=self.req_to_token_pool.req_to_token[req.kv.req_pool_idx],
         )
@@ -227,9 +238,8 @@ class ArenaRadixCache(UnifiedRadixCache):
             pass
 
 
-def _window_dependency(arena: ArenaAllocatorBase) -> Dependency:
-    kinds = [arena.plan.kinds[k] for k in arena.token_kinds]
-    return kinds[-1].spec.dependency
+def _window_policy(arena: ArenaAllocatorBase) -> TokenPolicy:
+    return arena.plan.kinds[arena.token_kinds[-1]].spec.policy
 
 
 def build_radix_cache(ctx: TreeCacheBuildContext) -> ArenaRadixCache:

@@ -59,6 +59,8 @@ ATTENTION_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", "trtllm_mha", "jenga
 UNTRANSLATED_BACKEND = "torch_native"
 #: Those that compute chunked-local attention; the others would attend to the whole prefix.
 CHUNKED_BACKENDS = ("fa3", "fa4", "jenga_ref")
+#: Those that ask a layer's own policy which keys it reads.
+OWN_POLICY_BACKENDS = ("jenga_ref",)
 #: Encoder-decoder models whose images were checked as a kind.
 ENCODER_ARCHITECTURES = ("MllamaForConditionalGeneration",)
 

@@ -12,11 +12,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.policies import Chunked, TokenPolicy, Window
 from sglang_jenga.sglang_ext.config import load_config
 from sglang_jenga.sglang_ext.refusal_table import (
     ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
     ENCODER_ARCHITECTURES,
+    OWN_POLICY_BACKENDS,
     REFUSALS,
     Refusal,
 )
@@ -60,20 +62,22 @@ def check_resolved(server_args: Any) -> None:
     _check(resolving_view(server_args), [row for row in REFUSALS if not row.explicit_only])
 
 
-def check_backends(backends: Iterable[str | None], *, has_windows: bool, is_chunked: bool) -> None:
+def check_backends(backends: Iterable[str | None], window: TokenPolicy | None) -> None:
     """Refuse attention backends that would read this model's window kind wrongly.
 
     Args:
         backends: the resolved prefill and decode backends.
-        has_windows: the model has windowed or chunked layers. is_chunked: they are chunked.
+        window: policy of the window kind, where the model has one.
 
     Raises:
         ConfigError: naming the backend and those that serve the model.
     """
-    if not has_windows:
+    if window is None:
         return
-    what, allowed = "sliding windows", ATTENTION_BACKENDS
-    if is_chunked:
+    what, allowed = f"layers of kind {window}", OWN_POLICY_BACKENDS
+    if isinstance(window, Window):
+        what, allowed = "sliding windows", ATTENTION_BACKENDS
+    elif isinstance(window, Chunked):
         what, allowed = "chunked-local attention", CHUNKED_BACKENDS
     for backend in backends:
         if backend is not None and backend not in allowed:

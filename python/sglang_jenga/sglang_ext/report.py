@@ -24,8 +24,8 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
         kinds.append(
             {
                 "name": kind.spec.name,
-                "kind": kind.spec.dependency.value,
-                "span_tokens": kind.spec.span_tokens,
+                "kind": kind.spec.policy.NAME,
+                "span_tokens": kind.spec.policy.span_tokens,
                 "layers": kind.spec.num_layers,
                 "slot_bytes": kind.slot_bytes,
                 "slots_per_large_page": kind.slots_per_large_page,

@@ -102,9 +102,7 @@ def classify(runner: Any) -> None:
     if config.is_encoder_decoder:
         require_checked_encoder(kinds, config.hf_config.architectures, runner.page_size)
         runner.model.images_apart = True
-    check_backends(
-        attention_backends(), has_windows=bool(kinds.window), is_chunked=kinds.is_chunked
-    )
+    check_backends(attention_backends(), kinds.window_policy)
     stock = StockSplit(
         is_hybrid=config.is_hybrid_swa,
         window_layers=tuple(config.swa_attention_layer_ids or ()),
@@ -227,7 +225,7 @@ def size_arena(
     chunk = get_schedule().chunked_prefill_size
     demand = DemandModel(
         page_tokens=kvc.page_size,
-        span_tokens=setup.kinds.span_tokens,
+        window=setup.kinds.window_policy,
         chunk_tokens=chunk if chunk and chunk > 0 else None,
     )
     longest = demand.longest_request_tokens(plan)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jenga's ordering inside SGLang's radix tree: one clock, persistent heaps, chunked windows.
+"""Jenga's ordering inside SGLang's radix tree: one clock and persistent heaps.
 
 SGLang's python tree core keeps the structure; three things differ (seams 6.7):
 
@@ -7,22 +7,20 @@ SGLang's python tree core keeps the structure; three things differ (seams 6.7):
   is corrected when it comes up, because a use only ever makes a node younger. O(log n) per victim.
 * the window kind's recency list stamps each node with the clock that full-kind leaves use, so the
   least recently useful piece can be found across kinds.
-* a chunked kind has its own hit predicate.
+* which leaves can be hit at all is asked of the window kind's policy.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.unified_cache.components import ComponentType, SWAComponent
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import (
     EvictLayer,
-    LRURefreshPhase,
     get_and_increase_time_counter,
 )
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import (
@@ -34,8 +32,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
     EvictDeviceNextNodeResult,
 )
 
-from sglang_jenga.cache.predicates import dead_before, is_hit, needed_tail
-from sglang_jenga.core.kinds import Dependency
+from sglang_jenga.core.policies import LiveSlots, TokenPolicy
 
 CORE_NAME = "jenga"
 _LAST_USE = "jenga_last_use"
@@ -151,20 +148,21 @@ class ArenaTreeCore(UnifiedTreeCore):
         window = self.components_by_type.get(ComponentType.SWA)
         if window is None:
             return True
-        dependency, span = window.dependency, window.sliding_window_size
-        live_tail = prefix_tokens = 0
-        unbroken = True
+        policy: TokenPolicy = window.policy
+        pieces: list[tuple[int, bool]] = []
+        tail_tokens, unbroken = 0, True
         while node is not self.root_node:
-            prefix_tokens += len(node.key)
-            unbroken = unbroken and node.component_data[ComponentType.SWA].value is not None
-            if unbroken:
-                live_tail = prefix_tokens
-            elif dependency is Dependency.WINDOW:
-                break
-            if live_tail >= span:
-                return True
+            is_live = node.component_data[ComponentType.SWA].value is not None
+            pieces.append((len(node.key), is_live))
+            unbroken = unbroken and is_live
+            tail_tokens += len(node.key)
+            if unbroken and tail_tokens >= window.sliding_window_size and not policy.head_tokens:
+                return True  # without a look at what lies before
             node = node.parent
-        return unbroken or is_hit(dependency, prefix_tokens, live_tail, span)
+        live = LiveSlots()
+        for num_tokens, is_live in reversed(pieces):
+            live.extend(num_tokens, live=is_live)
+        return policy.is_hit(live.num_tokens, live)
 
     def oldest_leaf(self) -> Victim | None:
         """The evictable leaf whose last use is longest ago."""
@@ -241,7 +239,7 @@ class ArenaTreeCore(UnifiedTreeCore):
         if piece.kind is not ComponentType.SWA:
             return False
         prefix_tokens = self.prefix_tokens(piece.node)
-        slots = min(prefix_tokens, self.components_by_type[piece.kind].sliding_window_size)
+        slots = self.components_by_type[piece.kind].policy.needed_tokens(prefix_tokens)
         full_bytes = prefix_tokens * self._slot_bytes[ComponentType.FULL]
         return full_bytes > slots * self._slot_bytes[piece.kind]
 
@@ -259,129 +257,3 @@ class ArenaTreeCore(UnifiedTreeCore):
         )
         self._cascade_evict(node, component, result.tracker, **frees)
         return result
-
-
-class ArenaWindowComponent(SWAComponent):
-    """The window kind of the tree; with ``chunked`` set, layers attend within chunks instead."""
-
-    @property
-    def dependency(self) -> Dependency:
-        return self.cache.window_dependency
-
-    def create_match_validator(
-        self, match_device_only: bool = False
-    ) -> Callable[[UnifiedTreeNode], bool]:
-        if self.dependency is not Dependency.CHUNKED:
-            return super().create_match_validator(match_device_only)
-        prefix_tokens = 0
-        live_tail = 0
-
-        def is_valid(node: UnifiedTreeNode) -> bool:
-            nonlocal prefix_tokens, live_tail
-            length = len(node.key)
-            prefix_tokens += length
-            live = node.component_data[self.component_type].value is not None
-            live_tail = live_tail + length if live else 0
-            return is_hit(Dependency.CHUNKED, prefix_tokens, live_tail, self.sliding_window_size)
-
-        return is_valid
-
-    def _window_of(self, node: UnifiedTreeNode) -> int:
-        """Tokens before the end of ``node`` that a request reads which continues there.
-
-        And one page more: a prompt sent again is matched up to its last token, which is computed
-        anew, and the window of that shorter hit begins a page earlier.
-        """
-        core, page = self.tree_core, self.tree_core.page_size
-        need = needed_tail(self.dependency, core.prefix_tokens(node), self.sliding_window_size)
-        return -(-need // page) * page + page
-
-    def _cut_window(self, node: UnifiedTreeNode, need: int) -> None:
-        """Split where the last ``need`` tokens up to ``node`` begin, so that they are whole nodes.
-
-        What lies before them is then pinned, used and evicted by itself.
-        """
-        core, covered = self.tree_core, 0
-        while node is not core.root_node:
-            covered += len(node.key)
-            if covered >= need:
-                if covered > need:
-                    core._split_node(node.key, node, covered - need)
-                return
-            node = node.parent
-
-    def refresh_lru(
-        self, phase: LRURefreshPhase, node: UnifiedTreeNode, root_node: UnifiedTreeNode
-    ) -> None:
-        """A use makes young what the hit needs, where upstream takes whole nodes."""
-        if phase is LRURefreshPhase.WALKDOWN:
-            return
-        need = self._window_of(node)
-        if phase is LRURefreshPhase.MATCH_END:
-            self._cut_window(node, need)
-        self.tree_core.lru_lists[self.component_type].reset_node_and_window_ancestors_mru(
-            node, root_node, need, self.node_has_component_data
-        )
-
-    def acquire_component_lock(
-        self, node: UnifiedTreeNode, result: Any, lock_host: bool = False
-    ) -> Any:
-        """Pin what a request that continues at ``node`` reads of this kind, and no more.
-
-        Upstream pins whole nodes until they cover the window.
-        """
-        need, span = self._window_of(node), self.sliding_window_size
-        self._cut_window(node, need)
-        self.sliding_window_size = need
-        try:
-            return super().acquire_component_lock(node, result, lock_host)
-        finally:
-            self.sliding_window_size = span
-
-    def spare_windows(self, node: UnifiedTreeNode, num_tokens: int, since: float) -> None:
-        """What the last ``num_tokens`` up to ``node`` brought since then is spare, but its window.
-
-        A chunk leaves a window slot for each of its tokens. Only its end is sure to be read again;
-        the rest lets prompts branch off anywhere, for as long as nobody needs the bytes.
-        """
-        lru = self.tree_core.lru_lists[self.component_type]
-        need, passed = self._window_of(node), 0
-        while node is not self.tree_core.root_node and passed < num_tokens:
-            if (
-                passed >= need
-                and self.node_has_component_data(node)
-                and lru.last_use(node) >= since
-            ):
-                lru.make_spare(node)
-            passed += len(node.key)
-            node = node.parent
-
-    def _maybe_split_leaf_for_swa_lock(self, leaf: UnifiedTreeNode, cache_actions: Any) -> None:
-        """Nothing to do: :meth:`acquire_component_lock` cuts."""
-
-    def free_out_of_window_slots(self, req: Any, pre_len: int, insert_params: Any) -> None:
-        """Nothing is freed on the way into the tree: see :meth:`spare_windows`."""
-
-    def _free_out_of_window_slots(self, req: Any, pre_len: int) -> None:
-        """Nothing is left out of the tree (:meth:`ArenaRadixCache.checkpoint_into_tree`)."""
-
-
-def take_dead_slots(
-    req: Any,
-    num_tokens: int,
-    *,
-    dependency: Dependency,
-    span_tokens: int,
-    page_tokens: int,
-    row: torch.Tensor,
-) -> torch.Tensor | None:
-    """Full slot ids of ``req`` whose window slots nothing can read any more, None for none.
-
-    The caller frees those window slots: the request no longer counts them as its own. Whole pages
-    of what the request itself owns: positions from ``swa_dead_lo`` (above the tree's prefix) to
-    :func:`dead_before`. ``row`` is the request's host row of full slot ids.
-    """
-    start = max(req.kv.get_evicted_seqlen(ComponentType.SWA), req.kv.swa_dead_lo(page_tokens))
-    end = dead_before(dependency, num_tokens, span_tokens, page_tokens=page_tokens)
-    req.kv.set_evicted_seqlen(ComponentType.SWA, max(start, end))
-    return row[start:end] if end > start else None
