@@ -3,7 +3,8 @@
 
 Words, used everywhere in the code:
 
-- kind: a set of layers with the same dependency on the past and the same bytes per slot.
+- kind: a set of layers with the same policy and the same bytes per slot.
+- policy: what a kind needs of the past: which lengths are hits, which slots they need.
 - slot: what a kernel indexes for a kind. One token's K and V in all the kind's layers, one
   request's recurrent state in all of them, or one image token's embedding.
 - small page: consecutive slots that a kind allocates together, page_tokens of them for attention
@@ -16,6 +17,7 @@ Words, used everywhere in the code:
   neither.
 - needed bytes: what the kinds require of the running requests; waste = 1 - needed / held.
 
-Modules: ``kinds`` (what a kind is and needs), ``geometry`` (how an arena is cut), ``plan`` (the
-result), ``capacity`` (what requests cost on it), ``catalog`` (published models), ``errors``.
+Modules: ``policies`` (what a kind needs), ``kinds`` (what it stores), ``geometry`` (how an arena is
+cut), ``plan`` (the result), ``capacity`` (what requests cost on it), ``catalog`` (published
+models), ``errors``.
 """

@@ -52,6 +52,14 @@ class LiveSlots:
             self.starts.append(begin)
             self.ends.append(self.num_tokens)
 
+    def append(self, other: LiveSlots) -> None:
+        """The positions that follow, counted from 0 in ``other``."""
+        begin = self.num_tokens
+        for start, end in zip(other.starts, other.ends, strict=True):
+            self.extend(begin + start - self.num_tokens, live=False)
+            self.extend(end - start, live=True)
+        self.extend(begin + other.num_tokens - self.num_tokens, live=False)
+
     def cover(self, needed: Sequence[range]) -> bool:
         """Whether every position of ``needed`` has its slot."""
         for part in needed:

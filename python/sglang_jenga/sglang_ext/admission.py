@@ -123,7 +123,9 @@ class ArenaPrefillBudget(PrefillBudget):
         """
         more = self._demand_of_newcomer(tokens, states)
         demand = [pages + asked for pages, asked in zip(self.pending_pages, more, strict=True)]
-        return bool(self.allocator.reclaim(self.tree_cache, demand, sparing=sparing))
+        arena = self.allocator
+        cause = f"request {arena.candidate} started" if states else "a prompt's next chunk ran"
+        return bool(arena.reclaim(self.tree_cache, demand, cause=cause, sparing=sparing))
 
     def _largest_chunk_now(self, limit: int, states: int, *, sparing: bool = False) -> int:
         """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""

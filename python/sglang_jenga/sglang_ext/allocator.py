@@ -25,7 +25,9 @@ from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Cross, State, Vision
 from sglang_jenga.sglang_ext.demand import DemandModel
+from sglang_jenga.sglang_ext.explain import Eviction
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
+from sglang_jenga.sglang_ext.starvation import starving_kind
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import KVCache
@@ -75,6 +77,8 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         )
         #: The cache over the vision kind, where there is one.
         self.embeddings: ArenaEmbeddings | None = None
+        #: The request matched last, which admission decides on next.
+        self.candidate = ""
         #: Image tokens that the request matched last must still compute: the next candidate.
         self.candidate_images = 0
         self.req_pool = req_pool
@@ -140,16 +144,25 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
     # ---- making room -----------------------------------------------------------------------
 
     def reclaim(
-        self, tree_cache: Any, small_pages: Sequence[int], *, sparing: bool = False
+        self,
+        tree_cache: Any,
+        small_pages: Sequence[int],
+        *,
+        cause: str = "SGLang asked for room",
+        sparing: bool = False,
     ) -> bool:
         """Evict cached slots, least valuable first, until the demand fits. False: it cannot.
 
-        ``sparing``: rather fail than evict windows that keep more bytes useful than they hold.
+        ``cause``: who asks, for those who will miss what goes. ``sparing``: rather fail than evict
+        windows that keep more bytes useful than they hold.
         """
         if self.core.fits_apart(small_pages):
             return True
         if tree_cache is None:
             return self.core.fits(small_pages)
+        tree_cache.evicting_for = Eviction(
+            cause=cause, starving_kind=starving_kind(self, small_pages)
+        )
         tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), sparing=sparing)
         return self.core.fits(small_pages)
 
@@ -193,7 +206,7 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         if requests is not None and self.page_size > 1:
             num_pages = sum(req.kv.kv_allocated_len % self.page_size == 0 for req in requests)
         demand = self.demand_of(num_pages)
-        if self.reclaim(tree_cache, demand):
+        if self.reclaim(tree_cache, demand, cause="running requests decoded"):
             return True
         if self.state_kind is None or requests is None:
             return False

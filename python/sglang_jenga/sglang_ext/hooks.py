@@ -182,7 +182,7 @@ HOOKS: tuple[Hook, ...] = (
         target=f"{_CORE}._create_match_validators",
         parameters=("self", "params", "match_device_only"),
         kind="uses",
-        reason="overridden: a request hits all of its images or none",
+        reason="overridden: a request hits all of its images or none; what a match saw is noted",
         upstream="hand the match parameters to a component's validator",
     ),
     Hook(

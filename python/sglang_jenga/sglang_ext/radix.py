@@ -15,13 +15,13 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.policies import TokenPolicy
+from sglang_jenga.core.policies import Policy, TokenPolicy
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
+from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, note_piece
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
-from sglang_jenga.sglang_ext.state_rows import ArenaStateReqPool
 from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
 from sglang_jenga.sglang_ext.windows import ArenaWindowComponent, take_dead_slots
 
@@ -46,16 +46,27 @@ class ArenaRadixCache(UnifiedRadixCache):
         super().__init__(params)
         self._arena = arena
         self._req_pool = self.req_to_token_pool
-        if isinstance(self._req_pool, ArenaStateReqPool):
-            self._req_pool.attach_tree(self)
+        self._req_pool.attach_tree(self)
         if not arena.rows.shared:
             self.req_to_token_pool = HostRows(self._req_pool)
         #: Embeddings of images, where the model has an encoder: evicted by the same clock.
         self.embeddings: ArenaEmbeddings | None = arena.embeddings
         if self.embeddings is not None:
             self.embeddings.attach_tree(self)
+        #: What hits were, and why no longer.
+        self.hits = HitLog(self._policies_by_component())
+        #: Who is being made room for.
+        self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
         #: Tokens evicted since start, by component.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
+
+    def _policies_by_component(self) -> dict[ComponentType, tuple[str, Policy]]:
+        arena = self._arena
+        found = {ComponentType.SWA: arena.token_kinds[-1], ComponentType.MAMBA: arena.state_kind}
+        specs = {ct: arena.plan.kinds[k].spec for ct, k in found.items() if k is not None}
+        return {
+            ct: (spec.name, spec.policy) for ct, spec in specs.items() if ct in self.tree_components
+        }
 
     # ---- matched prefixes ------------------------------------------------------------------
 
@@ -70,11 +81,24 @@ class ArenaRadixCache(UnifiedRadixCache):
 
         They are cached all or none (:class:`ImageTreeCore`).
         """
+        self.tree_core.steps = []
         result = super().match_prefix(params)
-        if self._arena.cross_kind is not None and params.req is not None:
-            is_hit = result.device_prefix_len > 0
-            self._arena.candidate_images = 0 if is_hit else image_tokens_of(params.req)
+        req = params.req
+        if req is None:
+            return result
+        self._arena.candidate = str(req.rid)
+        images = 0
+        if self._arena.cross_kind is not None:
+            images = image_tokens_of(req)
+            self._arena.candidate_images = 0 if result.device_prefix_len else images
+        if not self.disable:
+            setattr(req, WALK, self.tree_core.walk(params.key, result.device_prefix_len, images))
         return result
+
+    def note_start(self, req: Req) -> None:
+        """``req`` starts to run on the prefix that it matched last."""
+        if not self.disable:
+            self.hits.note_start(req, self.tree_core.root_node)
 
     # ---- sliding ---------------------------------------------------------------------------
 
@@ -207,8 +231,10 @@ class ArenaRadixCache(UnifiedRadixCache):
         if victim is None:
             return False
         if victim.is_leaf:
+            note_leaf(victim.node, self.page_size, self.evicting_for)
             self._evict_device_leaf(victim.node.id, tracker)
         else:
+            note_piece(victim.node, victim.kind, self.evicting_for)
             result = self.tree_core.evict_piece(victim.node, victim.kind)
             self._apply_eviction_result(result)
             self._accumulate_tracker(tracker, result.tracker)

@@ -56,5 +56,6 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
             if embeddings is None
             else {"encoded": embeddings.encoded, "reused": embeddings.reused}
         ),
+        "hits": tree_cache.hits.as_dict(),
         "evicted_tokens": getattr(tree_cache, "evicted_tokens_by_kind", dict)(),
     }

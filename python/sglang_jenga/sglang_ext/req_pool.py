@@ -68,6 +68,7 @@ class ArenaReqToTokenPool(ReqToTokenPool):
         self.rows = RowTable(self.req_to_token, image_base)
         self.num_rows = self._alloc_size
         self._arena: ArenaAllocatorBase | None = None
+        self._tree_cache: Any = None
         self._extents: list[Extent] = []
         #: Host slot ids of a matched prefix by request id, left by the radix cache.
         self.matched_prefix: dict[str, torch.Tensor] = {}
@@ -75,6 +76,11 @@ class ArenaReqToTokenPool(ReqToTokenPool):
     def attach(self, arena: ArenaAllocatorBase) -> None:
         """Rows that end report to ``arena``."""
         self._arena = arena
+
+    def attach_tree(self, tree_cache: Any) -> None:
+        """The cache that requests report to when they start, and that makes room for what they
+        leave behind."""
+        self._tree_cache = tree_cache
 
     def alloc(self, reqs: list[Req]) -> list[int] | None:
         new = [not req.kv.holds_kv for req in reqs]
@@ -93,6 +99,10 @@ class ArenaReqToTokenPool(ReqToTokenPool):
             for req, row, is_new in zip(reqs, rows, new, strict=True)
         ]
         self.matched_prefix.clear()
+        if self._tree_cache is not None:
+            for req, is_new in zip(reqs, new, strict=True):
+                if is_new:
+                    self._tree_cache.note_start(req)
         if self._arena is not None and self._arena.embeddings is not None:
             self._arena.embeddings.note_batch(reqs, rows)
         return rows

@@ -18,7 +18,7 @@ is free, and all are dropped before a request is retracted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -78,15 +78,10 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         self.req_index_to_mamba_ping_pong_track_buffer_mapping = torch.zeros(
             (rows, _SNAPSHOTS), dtype=torch.int64, device=self.device
         )
-        self._tree: Any = None
 
     def attach(self, arena: ArenaAllocatorBase) -> None:
         super().attach(arena)
         self.mamba_allocator.attach(arena)
-
-    def attach_tree(self, tree_cache: Any) -> None:
-        """The cache whose evictable slots make room for snapshots."""
-        self._tree = tree_cache
 
     # ---- starting a batch ------------------------------------------------------------------
 
@@ -125,7 +120,7 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
             index = req.kv.mamba_next_track_idx
             if not req.kv.mamba_ping_pong_empty[index] or not self._is_worth_a_snapshot(req):
                 continue
-            if arena.reclaim(self._tree, arena.demand_of(pages, 1), sparing=True):
+            if arena.reclaim(self._tree_cache, arena.demand_of(pages, 1), sparing=True):
                 _put(req, index, int(arena.core.take(kind, 1)[0]))
 
     def _is_worth_a_snapshot(self, req: Req) -> bool:

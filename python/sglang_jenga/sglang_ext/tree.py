@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
 )
 
 from sglang_jenga.core.policies import LiveSlots, TokenPolicy
+from sglang_jenga.sglang_ext.explain import Step, Walk
 
 CORE_NAME = "jenga"
 _LAST_USE = "jenga_last_use"
@@ -105,6 +107,8 @@ class ArenaTreeCore(UnifiedTreeCore):
     def __init__(self, params: Any, components: dict[ComponentType, Any]) -> None:
         self._leaf_heap: list[tuple[float, int]] = []
         self._queued: set[int] = set()
+        #: What the last match walked over.
+        self.steps: list[Step] = []
         arena = params.token_to_kv_pool_allocator
         #: Kinds that may be gone from a node whose full slots are still there.
         self._piece_kinds = [
@@ -139,6 +143,31 @@ class ArenaTreeCore(UnifiedTreeCore):
         was evicted, say) its full slots serve no request, however recently they were used.
         """
         return node.last_access_time if self.can_be_hit(node) else _WORTHLESS
+
+    def _create_match_validators(
+        self, params: Any, match_device_only: bool
+    ) -> tuple[Callable[[UnifiedTreeNode], bool], ...]:
+        """Upstream's, and one that only takes notes (:mod:`~sglang_jenga.sglang_ext.explain`)."""
+        self.steps = []
+
+        def note(node: UnifiedTreeNode) -> bool:
+            live = tuple(node.component_data[ct].value is not None for ct in self._piece_kinds)
+            self.steps.append(Step(node=node, num_tokens=len(node.key), live=live))
+            return True
+
+        return (*super()._create_match_validators(params, match_device_only), note)
+
+    def walk(self, key: Any, hit_tokens: int, image_tokens: int) -> Walk:
+        """What the last match saw of a prompt ``key``, which begins with so many image tokens."""
+        seen = sum(step.num_tokens for step in self.steps)
+        cut = key.page_aligned(self.page_size)
+        return Walk(
+            prompt_tokens=len(key),
+            hit_tokens=hit_tokens,
+            image_tokens=image_tokens,
+            steps=tuple(self.steps),
+            rest=cut.child_key_at(seen, self.page_size) if seen < len(cut) else None,
+        )
 
     def can_be_hit(self, node: UnifiedTreeNode) -> bool:
         """Whether a prompt that ends exactly at ``node`` would hit it in every kind."""

@@ -18,6 +18,7 @@ from sglang.srt.mem_cache.unified_cache.components.base import LRURefreshPhase
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
 from sglang_jenga.core.policies import LiveSlots, TokenPolicy
+from sglang_jenga.sglang_ext.explain import copy_cause
 
 
 class ArenaWindowComponent(SWAComponent):
@@ -166,6 +167,12 @@ class ArenaWindowComponent(SWAComponent):
                 lru.make_spare(node)
             passed += len(node.key)
             node = node.parent
+
+    def redistribute_on_node_split(
+        self, new_parent: UnifiedTreeNode, child: UnifiedTreeNode
+    ) -> None:
+        super().redistribute_on_node_split(new_parent, child)
+        copy_cause(child, new_parent, self.component_type)
 
     def _maybe_split_leaf_for_swa_lock(self, leaf: UnifiedTreeNode, cache_actions: Any) -> None:
         """Nothing to do: :meth:`acquire_component_lock` cuts."""
