@@ -30,6 +30,7 @@ import os
 import sys
 import time
 from array import array
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from server_parts import build
 from sglang_jenga.sglang_ext.decode import decode_step
+from sglang_jenga.sglang_ext.order import EvictionOrder
 
 
 def add_judge_to_path(argv: list[str]) -> None:
@@ -67,6 +69,18 @@ logging.disable(logging.WARNING)
 PEER, MODES = "jenga", ("default",)
 
 
+RULES = tuple(field.name for field in fields(EvictionOrder))
+
+
+def order_of(rules: str) -> EvictionOrder:
+    """``balanced,aligned``: these rules of eviction and no others; ``all``; ``none``."""
+    chosen = RULES if rules == "all" else [rule for rule in rules.split(",") if rule != "none"]
+    unknown = set(chosen) - set(RULES)
+    if unknown:
+        sys.exit(f"--rules {rules}: no rule {', '.join(sorted(unknown))}, only {', '.join(RULES)}")
+    return EvictionOrder(**{rule: rule in chosen for rule in RULES})
+
+
 class JengaPeer(Peer):
     """The judge's view of one jenga server. Times are host seconds spent in its classes."""
 
@@ -74,6 +88,7 @@ class JengaPeer(Peer):
         self.model, self.budget, self.timers = model, budget, Timers()
         parts = build(model, budget, args)
         self.plan, self.arena, self.tree = parts.plan, parts.arena, parts.tree
+        self.tree.tree_core.order = order_of(args.rules)
         self.req_pool, demand = parts.req_pool, parts.demand
         self.running: list[SReq] = []
         self.decoded: set[int] = set()
@@ -324,6 +339,7 @@ class JengaPeer(Peer):
             "mean_reserved_over_budget": round(float(means[1]), 5),
             "mean_holes_over_budget": round(float(means[2]), 5),
             "evicted_tokens": self.tree.evicted_tokens_by_kind(),
+            "hits": {k: v for k, v in self.tree.hits.as_dict().items() if k != "reports"},
         }
         self.tree.evict_until(lambda: False)
         out["audit_after_evicting_all"] = self.arena.core.audit()
@@ -337,6 +353,7 @@ def drive(argv: list[str] | None = None) -> dict[str, Any]:
     """Run one row; the judge's record with ``final`` added, appended to ``--json`` if given."""
     parser = make_parser(PEER, MODES)
     parser.add_argument("--judge", default=os.environ.get("JUDGE_DIR", ""))
+    parser.add_argument("--rules", default="all", help="rules of eviction (benchmark/retention)")
     args = parser.parse_args(argv)
     path, args.json = args.json, ""
     peers: list[JengaPeer] = []

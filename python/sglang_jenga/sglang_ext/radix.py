@@ -53,6 +53,9 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.embeddings: ArenaEmbeddings | None = arena.embeddings
         if self.embeddings is not None:
             self.embeddings.attach_tree(self)
+        self._components_by_kind = {
+            name: ct for ct, (name, _) in self._policies_by_component().items()
+        }
         #: What hits were, and why no longer.
         self.hits = HitLog(self._policies_by_component())
         #: Who is being made room for.
@@ -221,7 +224,8 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
     def _evict_one(self, tracker: dict[ComponentType, int], sparing: bool = False) -> bool:
-        victim = None if self.disable else self.tree_core.oldest(sparing)
+        starving = self._components_by_kind.get(self.evicting_for.starving_kind, ComponentType.FULL)
+        victim = None if self.disable else self.tree_core.oldest(sparing, starving)
         if self.embeddings is not None:
             older = self.embeddings.oldest()
             if older is not None and (victim is None or older[1] < victim.last_use):

@@ -121,6 +121,8 @@ class ArenaStateComponent(MambaComponent):
 
     def _spare_outgrown(self, node: UnifiedTreeNode) -> None:
         """The last state before ``node`` is spare if the only way on from it leads to ``node``."""
+        if not self.tree_core.order.retention:
+            return
         lru = self.tree_core.lru_lists[self.component_type]
         root = self.tree_core.root_node
         parent = node.parent

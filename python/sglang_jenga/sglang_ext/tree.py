@@ -15,7 +15,6 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,24 +34,10 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
 
 from sglang_jenga.core.policies import LiveSlots, TokenPolicy
 from sglang_jenga.sglang_ext.explain import Step, Walk
+from sglang_jenga.sglang_ext.order import WORTHLESS, EvictionOrder, Victim
 
 CORE_NAME = "jenga"
 _LAST_USE = "jenga_last_use"
-_WORTHLESS = -1.0  # below every clock value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Victim:
-    """The least valuable piece of one kind: a whole leaf, or an inner node's window or state."""
-
-    node: UnifiedTreeNode
-    last_use: float
-    is_leaf: bool
-    kind: ComponentType = ComponentType.FULL
-
-
-def _last_use(victim: Victim) -> float:
-    return victim.last_use
 
 
 class ClockedLRUList(UnifiedLRUList):
@@ -76,21 +61,21 @@ class ClockedLRUList(UnifiedLRUList):
 
     def _stamp(self, node: UnifiedTreeNode, time: float) -> None:
         node.component_data[self.component_type].metadata[_LAST_USE] = time
-        if time == _WORTHLESS:
+        if time == WORTHLESS:
             self._spare.append(node)
 
     def last_use(self, node: UnifiedTreeNode) -> float:
         return node.component_data[self.component_type].metadata[_LAST_USE]
 
     def make_spare(self, node: UnifiedTreeNode) -> None:
-        self._stamp(node, _WORTHLESS)
+        self._stamp(node, WORTHLESS)
 
     def oldest_spare(self) -> UnifiedTreeNode | None:
         """The spare node that came first, among inner nodes that nobody pins."""
         spare = self._spare
         while spare:
             node = spare[0]
-            if not self.in_list(node) or self.last_use(node) != _WORTHLESS:
+            if not self.in_list(node) or self.last_use(node) != WORTHLESS:
                 spare.popleft()
             elif not node.children:  # it ends a cached prompt now: worth what its full slots are
                 self._stamp(node, node.last_access_time)
@@ -107,6 +92,8 @@ class ArenaTreeCore(UnifiedTreeCore):
     def __init__(self, params: Any, components: dict[ComponentType, Any]) -> None:
         self._leaf_heap: list[tuple[float, int]] = []
         self._queued: set[int] = set()
+        #: What goes first. Another one may be put here before anything is cached.
+        self.order = EvictionOrder()
         #: What the last match walked over.
         self.steps: list[Step] = []
         arena = params.token_to_kv_pool_allocator
@@ -142,7 +129,9 @@ class ArenaTreeCore(UnifiedTreeCore):
         A leaf is hit only at its end. Once the window slots there are gone (its parent's answer
         was evicted, say) its full slots serve no request, however recently they were used.
         """
-        return node.last_access_time if self.can_be_hit(node) else _WORTHLESS
+        if self.order.aligned and not self.can_be_hit(node):
+            return WORTHLESS
+        return node.last_access_time
 
     def _create_match_validators(
         self, params: Any, match_device_only: bool
@@ -215,7 +204,7 @@ class ArenaTreeCore(UnifiedTreeCore):
         """
         lru = self.lru_lists[kind]
         node = lru.oldest_spare() or lru.get_lru_no_lock()
-        if sparing and kind is ComponentType.MAMBA:
+        if sparing and self.order.retention and kind is ComponentType.MAMBA:
             while node is not None and self._is_branch_point(node):
                 node = lru.get_prev_no_lock(node)
         if node is None:
@@ -234,26 +223,21 @@ class ArenaTreeCore(UnifiedTreeCore):
                 return False
         return len(node.children) > 1
 
-    def oldest(self, sparing: bool = False) -> Victim | None:
-        """The least valuable piece across kinds, None when nothing is evictable.
+    def oldest(
+        self, sparing: bool = False, starving: ComponentType = ComponentType.FULL
+    ) -> Victim | None:
+        """The least valuable piece across kinds, None when nothing may go.
 
-        The one whose last use is longest ago, except that the window of an inner node outlives
-        older leaves while it is cheap: losing it makes every full slot before it unreachable for
-        prompts that branch there, so it goes only when it holds more bytes than it keeps alive.
-        With ``sparing`` it does not go even when no leaf is left. Spare pieces go first.
-        States have no such privilege: one costs hundreds of tokens (benchmark/capacity).
+        See :meth:`EvictionOrder.choose`, which decides.
         """
-        leaf = self.oldest_leaf()
         found = (self.oldest_piece(kind, sparing) for kind in self._piece_kinds)
-        pieces = [piece for piece in found if piece is not None]
-        older = [p for p in pieces if leaf is None or p.last_use < leaf.last_use]
-        for piece in pieces:
-            if piece.last_use == _WORTHLESS:
-                return piece
-        free_to_go = [p for p in older if p.is_leaf or not self._is_cheap(p)]
-        if free_to_go:
-            return min(free_to_go, key=_last_use)
-        return min(older, key=_last_use) if older and leaf is None and not sparing else leaf
+        return self.order.choose(
+            self.oldest_leaf(),
+            [piece for piece in found if piece is not None],
+            is_cheap=self._is_cheap,
+            starving=starving,
+            sparing=sparing and self.order.retention,
+        )
 
     def prefix_tokens(self, node: UnifiedTreeNode) -> int:
         """Tokens from the root to the end of ``node``."""

@@ -155,6 +155,8 @@ class ArenaWindowComponent(SWAComponent):
         A chunk leaves a window slot for each of its tokens. Only its end is sure to be read again;
         the rest lets prompts branch off anywhere, for as long as nobody needs the bytes.
         """
+        if not self.tree_core.order.retention:
+            return
         lru = self.tree_core.lru_lists[self.component_type]
         need, passed = self._tail_of(node), 0
         num_tokens = min(num_tokens, self.tree_core.prefix_tokens(node) - self._head_end())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cached piece goes next, as a table.
+
+A row gives what each kind offers: the last use of its oldest piece, ``!`` where no hit can use it
+any more, ``c`` where it is cheaper than what is reachable through it, ``L`` where it ends a leaf.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+from sglang_jenga.sglang_ext.order import WORTHLESS, EvictionOrder, Victim
+
+FULL, WINDOW, STATE = ComponentType.FULL, ComponentType.SWA, ComponentType.MAMBA
+NO_NODE: Any = None
+
+
+def victim(cell: str, kind: ComponentType) -> Victim | None:
+    if not cell:
+        return None
+    digits = cell.strip("!cL")
+    last_use = WORTHLESS if "!" in cell else float(digits)
+    is_leaf = kind is FULL or "L" in cell
+    return Victim(node=NO_NODE, last_use=last_use, is_leaf=is_leaf, kind=kind)
+
+
+def choose(
+    leaf: str, window: str, state: str = "", *, sparing: bool = False, **rules: Any
+) -> ComponentType | None:
+    starving = rules.pop("starving", FULL)
+    cells = {WINDOW: window, STATE: state}
+    found = EvictionOrder(**rules).choose(
+        victim(leaf, FULL),
+        [piece for kind, cell in cells.items() if (piece := victim(cell, kind))],
+        is_cheap=lambda piece: "c" in cells[piece.kind],
+        starving=starving,
+        sparing=sparing,
+    )
+    return None if found is None else found.kind
+
+
+@pytest.mark.parametrize(
+    ("leaf", "window", "state", "goes"),
+    [
+        ("", "", "", None),
+        ("5", "", "", FULL),
+        ("5", "7", "9", FULL),  # one clock: the leaf was useful longest ago
+        ("5", "3", "9", WINDOW),
+        ("5", "3", "2", STATE),
+        ("5", "3c", "", FULL),  # a cheap window keeps more reachable than it holds
+        ("5", "3c", "4", STATE),  # a state has no such privilege
+        ("5", "3cL", "", WINDOW),  # at a leaf it keeps nothing reachable but the leaf
+        ("5", "9!", "2", WINDOW),  # nobody will miss it
+        ("5!", "9!", "", WINDOW),
+        ("5!", "3", "", FULL),
+        ("", "3c", "", WINDOW),  # nothing else is left
+        ("", "3c", "2", STATE),
+    ],
+)
+def test_who_goes_next(leaf: str, window: str, state: str, goes: ComponentType | None) -> None:
+    assert choose(leaf, window, state) == goes
+
+
+def test_who_would_rather_wait_takes_no_cheap_window_but_all_else() -> None:
+    assert choose("", "3c", sparing=True) is None
+    assert choose("", "3", sparing=True) is WINDOW
+    assert choose("5", "3c", sparing=True) is FULL
+    assert choose("", "3c", "9", sparing=True) is STATE
+
+
+def test_without_retention_a_cheap_window_is_as_old_as_it_is() -> None:
+    assert choose("5", "3c", retention=False) is WINDOW
+
+
+def test_without_balance_the_starving_kind_gives_up_its_own() -> None:
+    for starving in (FULL, WINDOW, STATE):
+        assert choose("5", "3", "9", balanced=False, starving=starving) is starving
+    assert choose("", "3", balanced=False, starving=STATE) is WINDOW, "or whoever has something"
+    assert choose("", "", balanced=False) is None
