@@ -149,6 +149,21 @@ def cell(managers: dict[str, dict[str, Any]], name: str, field: str, percent: bo
     return f"{100 * value:.1f}" if percent else f"{value:g}"
 
 
+def bound(final: dict[str, Any]) -> tuple[str, str]:
+    """What full attention alone would have hit in this run, and the share of it that was hit."""
+    hits = final.get("hits")
+    if not hits or not hits["full_only_tokens"]:
+        return "", ""
+    alone = hits["full_only_tokens"]
+    return f"{100 * alone / hits['prompt_tokens']:.1f}", f"{100 * hits['hit_tokens'] / alone:.1f}"
+
+
+def prefill(managers: dict[str, dict[str, Any]], name: str) -> str:
+    """Millions of prompt tokens computed, those of preempted requests again."""
+    result = managers.get(name, {}).get("result")
+    return f"{result['prefill_tokens'] / 1e6:.2f}" if result else ""
+
+
 def write_table() -> None:
     """results.md: one table per stream."""
     text = [
@@ -178,9 +193,10 @@ HEADER = (
     "| model | steps: jenga | vLLM | static | unified | ideal inf | ideal none | / best peer "
     "| / ideal inf | hit %: jenga | vLLM | static | unified | preempt: jenga | waste % "
     "| partial pages % | needed / budget % | us/step: jenga | vLLM | static | unified "
+    "| full attention alone % | hit of that % | prefill Mtok: jenga | vLLM | static | unified "
     "| missed goals |"
 )
-RULE = "|" + "---|" * 22
+RULE = "|" + "---|" * 28
 
 
 def table_row(model: str, managers: dict[str, dict[str, Any]]) -> str:
@@ -215,6 +231,8 @@ def table_row(model: str, managers: dict[str, dict[str, Any]]) -> str:
         get("vllm", "host_us_per_step"),
         get("static", "host_us_per_step"),
         get("unified", "host_us_per_step"),
+        *bound(final),
+        *(prefill(managers, name) for name in ("jenga", "vllm", "static", "unified")),
         "; ".join(problems(managers)) or "none",
     ]
     return "| " + " | ".join(cells) + " |"

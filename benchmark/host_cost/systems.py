@@ -45,7 +45,7 @@ VOCABULARY = 32_000
 WINDOW = 256
 #: Layers of a shape as (full, window). Gemma-3-27B has 10 and 52: 26 full or 5 window tokens fill a
 #: large page.
-SHAPES = {"uniform": (4, 0), "gemma3": (10, 52)}
+SHAPES = {"uniform": (4, 0), "gemma3": (10, 52), "small": (2, 4)}
 
 
 class System:
@@ -60,6 +60,8 @@ class System:
     name: str
     #: What SGLang's per-device table holds for this system.
     alloc_for_decode: Callable[[ScheduleBatch, int], torch.Tensor]
+    #: SGLang's tree core, None: its default.
+    tree_core: str | None = None
     rows: ReqToTokenPool
     allocator: Any
     tree: Any
@@ -88,6 +90,7 @@ class System:
             token_to_kv_pool_allocator=self.allocator,
             page_size=self.page_tokens,
             sliding_window_size=WINDOW if self.hybrid else None,
+            tree_core_backend=self.tree_core,
         )
         return TreeCacheBuildContext(
             server_args=none,

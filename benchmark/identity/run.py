@@ -85,7 +85,7 @@ def _rows(
         "family": family.name,
         "variant": variant.name,
         "flags": [f for f in spec.flags if not f.startswith(("/", "tiny="))],
-        "env": dict(spec.env),
+        "env": {k: v for k, v in spec.env.items() if k != "PYTHONPATH"},
         "tolerance": LOGPROB_TOLERANCE,
         "sglang": metadata.version("sglang"),
         "python": platform.python_version(),

@@ -88,7 +88,7 @@ def write_table(found: dict[tuple[str, str], dict[tuple[str, float], dict[str, A
         "<!-- written by run.py from results/points.jsonl -->",
         "# Hits in percent of prompt tokens, by rules of eviction and size of the arena",
         "",
-        "`full`: what full attention alone would have hit in the run with all rules. In parentheses: "
+        "`full`: what full attention alone would have hit in the run with all rules. In brackets: "
         "steps to drain.",
     ]
     for (stream, model), points in found.items():
@@ -101,7 +101,7 @@ def write_table(found: dict[tuple[str, str], dict[tuple[str, float], dict[str, A
             for rules in LINES.values():
                 point = points.get((rules, scale))
                 cells.append(
-                    f"{100 * point['hit']:.1f} ({point['steps']:,})" if point else "not run"
+                    f"{100 * point['hit']:.1f} [{point['steps']:,}]" if point else "not run"
                 )
             whole = points.get(("all", scale))
             cells.append(f"{100 * whole['full_only']:.1f}" if whole else "")
