@@ -22,10 +22,16 @@ import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from provenance import commit  # noqa: E402
+
+from agents import Agents  # noqa: E402
+from agents import run as run_agents  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +40,7 @@ class Shape:
 
     family: str
     max_total_tokens: int
-    workloads: dict[str, tuple[str, ...]]
+    workloads: dict[str, tuple[str, ...] | Agents]
     preset: str = "bench"
     flags: tuple[str, ...] = ()
     backend: str = "sglang-oai"
@@ -80,6 +86,15 @@ SHAPES = {
         workloads={
             "long prompts": long_prompts(16, prompt_tokens=2000, output_tokens=48),
             "shared prefixes": shared_prefixes(5, prefix_tokens=1200, question_tokens=200),
+            "agents": Agents(
+                agents=10,
+                at_once=5,
+                prompts=2,
+                system_tokens=600,
+                turns=5,
+                turn_tokens=120,
+                output_tokens=24,
+            ),
         },
     ),
     "gpt_oss": Shape(
@@ -88,6 +103,15 @@ SHAPES = {
         workloads={
             "long prompts": long_prompts(16, prompt_tokens=1500, output_tokens=48),
             "shared prefixes": shared_prefixes(5, prefix_tokens=1000, question_tokens=200),
+            "agents": Agents(
+                agents=10,
+                at_once=5,
+                prompts=2,
+                system_tokens=500,
+                turns=5,
+                turn_tokens=120,
+                output_tokens=24,
+            ),
         },
     ),
     # Stock sets states and K/V apart; it admits as many requests as a fifth of its states.
@@ -99,6 +123,15 @@ SHAPES = {
         workloads={
             "long prompts": long_prompts(20, prompt_tokens=500, output_tokens=48),
             "shared prefixes": shared_prefixes(5, prefix_tokens=300, question_tokens=100),
+            "agents": Agents(
+                agents=12,
+                at_once=6,
+                prompts=2,
+                system_tokens=200,
+                turns=5,
+                turn_tokens=60,
+                output_tokens=24,
+            ),
         },
     ),
     # 68 tokens to a picture; stock keeps them in all 6 layers, though 2 read them.
@@ -130,6 +163,7 @@ class Sample:
     retracted: int
     hit_percent: float
     completed: int
+    first_token_ms: float
 
 
 def free_port() -> int:
@@ -215,8 +249,10 @@ def states_per_step(text: str) -> list[tuple[int, int]]:
 
 
 def bench(
-    server: Server, checkpoint: Path, backend: str, flags: tuple[str, ...], seed: int
+    server: Server, checkpoint: Path, backend: str, flags: tuple[str, ...] | Agents, seed: int
 ) -> dict[str, float]:
+    if isinstance(flags, Agents):
+        return run_agents(server.url, flags, seed)
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as out:
         subprocess.run(
             [
@@ -254,6 +290,7 @@ def measure(
                         shape=name, manager=manager, workload=workload, round=turn,
                         output_tokens_per_s=round(result["output_throughput"], 2),
                         duration_s=round(result["duration"], 2), completed=result["completed"],
+                        first_token_ms=round(result["median_ttft_ms"], 1),
                         **figures,
                     )  # fmt: skip
                     print(json.dumps(asdict(sample)), flush=True)
@@ -270,11 +307,16 @@ def median(samples: list[Sample], field: str) -> float:
 def table(samples: list[Sample]) -> str:
     """Medians over rounds and jenga/stock ratios with their spread over rounds."""
     lines = [
-        "| shape | workload | manager | running (mean) | peak | retracted | hit % | out tok/s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| shape | workload | manager | running (mean) | peak | retracted | hit % | first token ms "
+        "| out tok/s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    ratios = ["", "| shape | workload | running batch x | output tokens/s x (min-max) |"]
-    ratios.append("| --- | --- | --- | --- |")
+    ratios = [
+        "",
+        "| shape | workload | running batch x | first token x (min-max) "
+        "| output tokens/s x (min-max) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     cells = sorted({(s.shape, s.workload) for s in samples})
     for shape, workload in cells:
         mine = [s for s in samples if (s.shape, s.workload) == (shape, workload)]
@@ -285,13 +327,16 @@ def table(samples: list[Sample]) -> str:
             lines.append(
                 f"| {shape} | {workload} | {manager} | {median(rows, 'mean_running'):.1f} | "
                 f"{median(rows, 'peak_running'):.0f} | {median(rows, 'retracted'):.0f} | "
-                f"{median(rows, 'hit_percent'):.1f} | {median(rows, 'output_tokens_per_s'):.1f} |"
+                f"{median(rows, 'hit_percent'):.1f} | {median(rows, 'first_token_ms'):,.0f} | "
+                f"{median(rows, 'output_tokens_per_s'):.1f} |"
             )
         pairs = list(zip(by["jenga"], by["stock"], strict=True))
         running = [j.mean_running / s.mean_running for j, s in pairs]
         speed = [j.output_tokens_per_s / s.output_tokens_per_s for j, s in pairs]
+        first = [j.first_token_ms / s.first_token_ms for j, s in pairs]
         ratios.append(
             f"| {shape} | {workload} | {statistics.median(running):.2f} | "
+            f"{statistics.median(first):.2f} ({min(first):.2f}-{max(first):.2f}) | "
             f"{statistics.median(speed):.2f} ({min(speed):.2f}-{max(speed):.2f}) |"
         )
     return "\n".join(lines + ratios) + "\n"
@@ -300,13 +345,11 @@ def table(samples: list[Sample]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
+    parser.add_argument("--workload", nargs="+", help="only these (as 'agents')")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     from importlib.metadata import version
-
-    sys.path.insert(0, str(HERE.parent))
-    from provenance import commit
 
     from sglang_jenga.tiny import build
 
@@ -318,6 +361,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name in args.shape:
             shape = SHAPES[name]
+            if args.workload:
+                chosen = {w: f for w, f in shape.workloads.items() if w in args.workload}
+                shape = replace(shape, workloads=chosen)
             checkpoint = build(shape.family, Path(work) / name, preset=shape.preset)
             samples += measure(name, shape, checkpoint, args.rounds, Path(work), states)
     header = {"command": " ".join(sys.argv), "commit": commit(), "versions": versions}
