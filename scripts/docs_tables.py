@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "python"))
 
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
-from sglang_jenga.core.plan import format_bytes  # noqa: E402
+from sglang_jenga.core.sizes import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import HOOKS  # noqa: E402
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS  # noqa: E402
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sglang_jenga.demo import show
+from sglang_jenga.cli.arena_text import arena_lines
+from sglang_jenga.cli.terminal import Screen
 from sglang_jenga.demo.__main__ import choose_target, parse
 from sglang_jenga.demo.server import Server, ServerError, free_port
 
@@ -173,7 +174,7 @@ ARENA = {
 
 
 def test_the_arena_table_adds_up_per_kind() -> None:
-    titles, full, window, free = show.arena_lines(ARENA)
+    titles, full, window, free = arena_lines(ARENA)
     assert titles.split()[-5:] == ["held", "cached", "reserved", "free", "waste"]
     assert full.split()[:3] == ["full,", "2", "layers"]
     assert full.split()[-6:] == ["93", "446", "2", "29", "5.4", "%"]
@@ -188,7 +189,7 @@ class Terminal(io.StringIO):
 
 
 def shown(stream: io.StringIO) -> str:
-    screen = show.Screen(stream)
+    screen = Screen(stream)
     screen.heading("title")
     for elapsed in (0.0, 1.0, 16.0):
         screen.progress("starting", elapsed)

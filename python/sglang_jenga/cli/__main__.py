@@ -10,43 +10,59 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from sglang_jenga.cli import explain
 from sglang_jenga.cli.server import ServerError
+from sglang_jenga.core.errors import ConfigError
 
-_COMMANDS = {"explain": explain}
+#: What each command is for; its module in this package is loaded when it is the one asked for.
+COMMANDS = {
+    "explain": "why the prefix hit of a prompt has its length",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command; the exit status.
+
+    A command's module has ``EXAMPLES`` (for ``--help``), ``add_arguments(parser)`` and
+    ``run(args)``, which returns the text to print, or the text and an exit status.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
-        prog="sglang-jenga", description="Look into the memory of an SGLang server that runs Jenga."
+        prog="sglang-jenga", description="Memory of hybrid models on SGLang: plan it, look into it."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module in _COMMANDS.items():
-        module.add_arguments(
-            commands.add_parser(
-                name,
-                help=module.HELP,
-                description=module.HELP.capitalize() + ".",
-                epilog=module.EXAMPLES,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
+    asked = next((word for word in argv if word in COMMANDS), None)
+    module = import_module(f"sglang_jenga.cli.{asked}") if asked else None
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=purpose,
+            description=purpose.capitalize() + ".",
+            epilog=module.EXAMPLES if module and name == asked else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if module and name == asked:
+            module.add_arguments(command)
     args = parser.parse_args(argv)
+    assert module is not None  # argparse ends the process unless a command is named
     try:
-        text = _COMMANDS[args.command].run(args)
-        if args.output is None:
+        result = module.run(args)
+        text, status = result if isinstance(result, tuple) else (result, 0)
+        output = getattr(args, "output", None)
+        if output is not None:
+            output.write_text(text + "\n", encoding="utf-8")
+        elif text:
             print(text, flush=True)
-        else:
-            args.output.write_text(text + "\n", encoding="utf-8")
-    except (ServerError, OSError) as error:
+    except (ServerError, ConfigError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         print(f"sglang-jenga {args.command}: {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        return 130
+    return int(status)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sglang_jenga.cli.arguments import add_output, add_server, server_of
 from sglang_jenga.cli.server import Server, ServerError
 
-HELP = "why the prefix hit of a prompt has its length"
 EXAMPLES = """examples:
   sglang-jenga explain localhost:30000 --prompt "Once upon a time"
   sglang-jenga explain localhost:30000 --prompt-file chat.txt --format json
@@ -27,19 +27,14 @@ _WIDTH = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", help="the server, as localhost:30000")
+    add_server(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="text to send")
     what.add_argument("--prompt-file", help="file with the text to send; - is standard input")
     what.add_argument("--token-ids", help="token ids to send, as 1,2,3")
     what.add_argument("--rid", help="id of a request that was served lately")
     what.add_argument("--last", type=int, metavar="N", help="the last N requests and the sums")
-    parser.add_argument("--format", choices=("terminal", "json"), default="terminal")
-    parser.add_argument("--output", type=Path, help="write there instead of standard output")
-    parser.add_argument("--api-key", help="of the server, if it has one")
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)"
-    )
+    add_output(parser)
 
 
 def run(args: argparse.Namespace) -> str:
@@ -48,7 +43,7 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         ServerError: for the user to read.
     """
-    server = Server(args.url, api_key=args.api_key, timeout_seconds=args.timeout)
+    server = server_of(args)
     if args.last is not None:
         return _last(server, args.last, args.format)
     rid = args.rid or _serve(server, args)

@@ -22,14 +22,8 @@ from math import gcd, lcm
 
 from sglang_jenga.core.errors import ConfigError, require_positive
 from sglang_jenga.core.kinds import KindSpec, slots_needed
-from sglang_jenga.core.plan import (
-    ArenaPlan,
-    KindPlan,
-    PartialWaste,
-    count,
-    format_bytes,
-    require_distinct,
-)
+from sglang_jenga.core.plan import ArenaPlan, KindPlan, PartialWaste, require_distinct
+from sglang_jenga.core.sizes import count, format_bytes
 
 __all__ = [
     "ArenaPlan",

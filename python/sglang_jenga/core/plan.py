@@ -21,25 +21,12 @@ from sglang_jenga.core import policies
 from sglang_jenga.core.errors import ConfigError, require_positive
 from sglang_jenga.core.kinds import KindSpec, RowSpec
 from sglang_jenga.core.policies import State
+from sglang_jenga.core.sizes import count, format_bytes
 
 SCHEMA = 1
 MAX_SLOT_IDS = 2**31  # SGLang keeps slot ids in int32 tables (req_to_token)
 
 Geometry = Literal["lcm", "padded"]
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Human size: bytes below 1 MiB, MiB below 1 GiB, GiB above."""
-    if num_bytes < 2**20:
-        return f"{num_bytes:,.0f} B"
-    if num_bytes < 2**30:
-        return f"{num_bytes / 2**20:,.2f} MiB"
-    return f"{num_bytes / 2**30:,.2f} GiB"
-
-
-def count(number: int, noun: str) -> str:
-    """``1 slot``, ``2 slots``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,5 +5,4 @@
 | --- | --- |
 | `server` | start the server, wait until it answers, stop it whatever happens |
 | `clients` | a frontend-language program and an OpenAI chat against it |
-| `show` | terminal output: progress line, answers, the arena as a table |
 """

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_jenga.demo import clients, show
+from sglang_jenga.cli.arena_text import arena_lines, arena_title
+from sglang_jenga.cli.terminal import Screen, indented
+from sglang_jenga.demo import clients
 from sglang_jenga.demo.server import Server, ServerError
 
 _BACKEND = ("--radix-cache-backend", "jenga", "--enable-cache-report")
@@ -66,7 +68,7 @@ def choose_target(model: str | None, folder: Path, *, has_cuda: bool) -> Target:
     )
 
 
-def start(server: Server, screen: show.Screen, timeout_seconds: float) -> None:
+def start(server: Server, screen: Screen, timeout_seconds: float) -> None:
     """Wait for the server while the client libraries are imported."""
 
     def import_clients() -> None:
@@ -85,7 +87,7 @@ def start(server: Server, screen: show.Screen, timeout_seconds: float) -> None:
             screen.line("  " + line.split("] Jenga: ", 1)[1])
 
 
-def talk(url: str, screen: show.Screen, max_tokens: int) -> None:
+def talk(url: str, screen: Screen, max_tokens: int) -> None:
     """Both clients, their answers, and the arena while a request runs and at rest."""
     screen.heading("1. A frontend-language program: one document, three forks, a choice, a regex")
     for answer in clients.read_together(url, max_tokens=max_tokens):
@@ -115,16 +117,16 @@ def talk(url: str, screen: show.Screen, max_tokens: int) -> None:
         screen.line(f"             {_cached(answer)}")
 
     at_rest = clients.read_arena(url)
-    screen.heading(f"3. The arena: {show.arena_title(at_rest)}")
+    screen.heading(f"3. The arena: {arena_title(at_rest)}")
     if snapshots:
         screen.line("  while the last answer was being written:")
-        _print_all(screen, show.indented(show.arena_lines(snapshots[-1])))
+        _print_all(screen, indented(arena_lines(snapshots[-1])))
         screen.line()
     screen.line("  at rest, prefixes cached:")
-    _print_all(screen, show.indented(show.arena_lines(at_rest)))
+    _print_all(screen, indented(arena_lines(at_rest)))
 
 
-def _print_all(screen: show.Screen, lines: Sequence[str]) -> None:
+def _print_all(screen: Screen, lines: Sequence[str]) -> None:
     for line in lines:
         screen.line(line)
 
@@ -144,7 +146,7 @@ def _cached(answer: clients.Answer) -> str:
     )
 
 
-def run(args: argparse.Namespace, server_flags: Sequence[str], screen: show.Screen) -> None:
+def run(args: argparse.Namespace, server_flags: Sequence[str], screen: Screen) -> None:
     """The whole tour."""
     import torch
 
@@ -200,7 +202,7 @@ def _stop_on_terminate() -> Callable[..., None]:
 def main() -> int:
     args, server_flags = parse(sys.argv[1:])
     signal.signal(signal.SIGTERM, _stop_on_terminate())
-    screen = show.Screen()
+    screen = Screen()
     try:
         run(args, server_flags, screen)
     except KeyboardInterrupt:

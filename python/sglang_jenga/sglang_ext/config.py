@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.sizes import parse_size
 
 BACKEND_NAME = "jenga"
 PREFIX = "SGLANG_JENGA_"
@@ -25,9 +25,6 @@ TEST_SEED = "SGLANG_JENGA_TEST_SEED"
 
 KNOWN = (ARENA_SIZE, REFERENCE_ATTENTION, TEST_SEED)
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*$", re.IGNORECASE)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JengaConfig:
@@ -37,24 +34,6 @@ class JengaConfig:
     """
 
     arena_bytes: int | None = None
-
-
-def parse_size(text: str, *, name: str) -> int:
-    """``24GiB``, ``512M``, ``2g`` or plain bytes -> bytes (K, M, G, T are powers of 1024).
-
-    Raises:
-        ConfigError: naming the setting and the value.
-    """
-    match = _SIZE.match(text)
-    if not match:
-        raise ConfigError(
-            f"{name}={text!r} is not a size: write bytes or a number with a unit, such as 24GiB "
-            "or 512M"
-        )
-    number = float(match.group(1)) * _UNITS[match.group(2).upper()]
-    if number < 1:
-        raise ConfigError(f"{name}={text!r} is zero: leave it unset to take the stock size")
-    return int(number)
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> JengaConfig:

@@ -20,7 +20,8 @@ import msgspec
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.geometry import plan_arena
-from sglang_jenga.core.plan import ArenaPlan, format_bytes
+from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.sizes import format_bytes
 from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments that several commands take, so that they are spelled alike."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sglang_jenga.cli.server import Server
+from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.sizes import parse_size
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """``--format`` and ``--output``; :func:`sglang_jenga.cli.__main__.main` writes the result."""
+    parser.add_argument("--format", choices=("terminal", "json"), default="terminal")
+    parser.add_argument("--output", type=Path, help="write there instead of standard output")
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """The server to ask; :func:`server_of` makes it."""
+    parser.add_argument("url", help="the server, as localhost:30000")
+    parser.add_argument("--api-key", help="of the server, if it has one")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)"
+    )
+
+
+def server_of(args: argparse.Namespace) -> Server:
+    """The server that :func:`add_server` asked for."""
+    return Server(args.url, api_key=args.api_key, timeout_seconds=args.timeout)
+
+
+def size(text: str) -> int:
+    """Type of an argument in bytes, as ``24GiB``."""
+    try:
+        return parse_size(text, name="size")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
