@@ -85,6 +85,20 @@ HOOKS: tuple[Hook, ...] = (
         upstream="a registry of embedding caches that init_mm_embedding_cache consults",
     ),
     Hook(
+        target=f"{_SRT}.managers.schedule_policy.SchedulePolicy.calc_priority",
+        parameters=("self", "waiting_queue"),
+        kind="after",
+        reason="know the queue: a window and a state are kept where a waiting prompt will branch",
+        upstream="tell the tree cache what waits",
+    ),
+    Hook(
+        target=f"{_SRT}.mem_cache.unified_radix_cache.UnifiedRadixCache.touch_prefix",
+        parameters=("self", "key"),
+        kind="uses",
+        reason="a waiting prompt counts as a use of what it will hit",
+        upstream="none needed",
+    ),
+    Hook(
         target=f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode",
         parameters=("self",),
         kind="after",

@@ -104,6 +104,7 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
         f"{configurator}._init_pools": _init_pools,
         f"{configurator}._calculate_mamba_ratio": _states_per_request,
         f"{_SRT}.mem_cache.kv_cache_builder.build_kv_cache": _build_kv_cache,
+        f"{_SRT}.managers.schedule_policy.SchedulePolicy.calc_priority": _calc_priority,
         f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode": _retract_decode,
         f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init": _validate_beam,
         (
@@ -156,6 +157,14 @@ def _build_kv_cache(result: Any, **kwargs: Any) -> Any:
         from sglang.srt.managers import mm_schedule
 
         mm_schedule.embedding_cache = embeddings
+    return result
+
+
+def _calc_priority(
+    result: Any, policy: Any, waiting_queue: list[Any], *args: Any, **kwargs: Any
+) -> Any:
+    if hasattr(policy.tree_cache, "waiting"):
+        policy.tree_cache.waiting = waiting_queue
     return result
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, note_piece
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
+from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
 from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
@@ -59,6 +60,8 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.hits = HitLog(policies)
         #: Who is being made room for, where nobody said so.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
+        #: Requests that wait, in order, as the scheduler saw them last.
+        self.waiting: Sequence[Req] = ()
         #: Tokens evicted since start, by component.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
 
@@ -95,6 +98,8 @@ class ArenaRadixCache(UnifiedRadixCache):
             self._arena.candidate_images = 0 if result.device_prefix_len else images
         if not self.disable:
             setattr(req, WALK, self.tree_core.walk(params.key, result.device_prefix_len, images))
+        if self.supports_mamba() and result.mamba_branching_seqlen is None:
+            result = result._replace(mamba_branching_seqlen=state_branch(self, req, result))
         return result
 
     def note_start(self, req: Req) -> None:
@@ -135,6 +140,7 @@ class ArenaRadixCache(UnifiedRadixCache):
                     break
                 node = self.tree_core.node_by_id(req.last_node)
                 window.spare_windows(node, end - start, since=now)
+                keep_branches(self, req, start, end)
                 start = end
 
     def _publish(self, req: Req, up_to: int, **kwargs: Any) -> None:
