@@ -60,7 +60,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.hits = HitLog(self._policies_by_component())
         #: Who is being made room for.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
-        #: Slots evicted since start, by component; images of cross layers count as full here.
+        #: Slots evicted since start, by component; images of cross layers aside.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
 
     def _policies_by_component(self) -> dict[ComponentType, tuple[str, Policy]]:
@@ -215,9 +215,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         for name, component in self._components_by_kind.items():
             evicted[name] = self.evicted_tokens[component]
         if self._arena.cross_kind is not None:
-            images = self.tree_core.evicted_images
-            evicted[kinds[FULL_INDEX].spec.name] -= images
-            evicted[kinds[self._arena.cross_kind].spec.name] = images
+            evicted[kinds[self._arena.cross_kind].spec.name] = self.tree_core.evicted_images
         if self.embeddings is not None:
             evicted[kinds[self._arena.vision_kind].spec.name] = self.embeddings.evicted_slots
         return evicted
