@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sglang_jenga.core.sizes import count
+
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
@@ -103,7 +105,7 @@ class Starvation:
         logger.info(
             "Jenga: a request waits for memory, starving kind: %s (%s small pages more needed). %s",
             kind,
-            _per_kind(small_pages),
+            _per_kind(allocator, small_pages),
             describe_holders(allocator, tree_cache),
         )
 
@@ -124,7 +126,7 @@ class Starvation:
             kind = starving_kind(allocator, small_pages)
             self._shortage = (
                 kind,
-                f"starving kind: {kind} ({_per_kind(small_pages)} small pages more "
+                f"starving kind: {kind} ({_per_kind(allocator, small_pages)} small pages more "
                 f"needed). {describe_holders(allocator, tree_cache)}",
             )
 
@@ -140,7 +142,7 @@ class Starvation:
         self._shortage = None
         if retracted:
             self.retractions[kind] += len(retracted)
-            logger.warning("Jenga: %d requests retracted, %s", len(retracted), why)
+            logger.warning("Jenga: %s retracted, %s", count(len(retracted), "request"), why)
         if kept:
             logger.warning(
                 "Jenga: request %s is not aborted, it goes back to the queue", ", ".join(kept)
@@ -149,5 +151,7 @@ class Starvation:
             logger.error("Jenga: out of memory, request %s aborted, %s", ", ".join(aborted), why)
 
 
-def _per_kind(small_pages: Sequence[int]) -> str:
-    return "/".join(str(asked) for asked in small_pages)
+def _per_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:
+    names = (kind.spec.name for kind in allocator.plan.kinds)
+    asked = [f"{name} {n}" for name, n in zip(names, small_pages, strict=True) if n]
+    return ", ".join(asked)
