@@ -8,10 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 
 from image_machine import ImageMachine, picture
+from lives import live
 from machine import Machine, make_kinds
+from no_sync import DEVICE, no_device_sync
 from scheduler import Loop
 from sglang_jenga.core.policies import Window
 from sglang_jenga.sglang_ext import metrics, plugin
@@ -20,6 +23,7 @@ from sglang_jenga.sglang_ext.metrics import Publisher
 from sglang_jenga.sglang_ext.report import SCHEMA, counts, snapshot
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import StateMachine, caching_strategy, state_kinds
+from test_pool_stats import gauges
 
 LABELS = {"model_name": "tiny", "engine_type": "unified", "tp_rank": 0}
 SCHEDULER = SimpleNamespace(waiting_queue=["a", "b"], max_running_requests=7)
@@ -326,3 +330,15 @@ def test_counts_need_no_reports_of_single_requests() -> None:
     m = one_kind()
     serve(m, list(range(40)))
     assert "reports" not in counts(m.arena, m.tree, longest_tokens=1)["hits"]
+
+
+def test_taking_metrics_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither ours nor SGLang's statistics of the pools, which the same seam corrects."""
+    monkeypatch.setattr(torch, DEVICE, torch.cpu, raising=False)
+    m = windowed(device=DEVICE, large_pages=600)
+    scrape = Scrape(m)
+    with no_device_sync():
+        for _ in live(m, decode_tokens=40):
+            scrape.publisher.publish()
+            gauges(m)
+    equations(m, scrape())
