@@ -80,13 +80,14 @@ def settled(server: RunningServer) -> tuple[Scrape, dict[str, Any]]:
     client = Client(server.url)
     deadline = time.monotonic() + 30
     while True:
-        before, found, after = client.arena(), scrape(server), client.arena()
+        before = client.arena()
+        time.sleep(0.2)  # it answers first, then notices that it is idle
+        found, after = scrape(server), client.arena()
         idle = not before["running_requests"] and not before["waiting_requests"]
         free = before["large_pages_free"]
         if idle and before == after and found["large_pages"]["none", "free"] == free:
             return found, before
         assert time.monotonic() < deadline, (found["large_pages"], before["large_pages_free"])
-        time.sleep(0.2)
 
 
 @pytest.mark.server

@@ -23,6 +23,7 @@ from sglang_jenga.sglang_ext.metrics import Publisher
 from sglang_jenga.sglang_ext.report import SCHEMA, counts, snapshot
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import StateMachine, caching_strategy, state_kinds
+from test_embeddings import EMBEDDING, IMAGE_TOKENS, rows
 from test_pool_stats import gauges
 
 LABELS = {"model_name": "tiny", "engine_type": "unified", "tp_rank": 0}
@@ -342,3 +343,42 @@ def test_taking_metrics_never_waits_for_the_device(monkeypatch: pytest.MonkeyPat
             scrape.publisher.publish()
             gauges(m)
     equations(m, scrape())
+
+
+def test_embeddings_of_images_have_their_bytes_and_their_counters() -> None:
+    kinds = make_kinds(window_layers=5, policy=Window(window_tokens=24), embedding=EMBEDDING)
+    m = Machine(kinds, large_pages=400, chunk_tokens=32)
+    scrape = Scrape(m)
+    assert m.arena.embeddings is not None
+    assert m.arena.embeddings.set(1, rows(1))
+    for _ in range(3):  # the first is the use that it was encoded for
+        assert m.arena.embeddings.get_single(1) is not None
+    scrape.publisher.publish()
+    kept = scrape()
+    equations(m, kept)
+    slots = IMAGE_TOKENS * m.plan.kinds[m.arena.vision_kind].slot_bytes
+    assert kept["bytes"]["vision", "cached"] == slots
+    assert kept["embeddings_total"] == {("encoded",): 1, ("reused",): 2}
+    assert m.arena.embeddings.evict()
+    scrape.publisher.publish()
+    gone = scrape()
+    assert gone["evicted_slots_total"]["vision",] == IMAGE_TOKENS
+    assert gone["bytes"]["vision", "cached"] == 0
+
+
+def test_padding_and_partly_filled_large_pages_are_told_apart() -> None:
+    heads = {"full_heads": (1, 127, 127), "window_heads": (1, 1031, 1031)}  # no small common size
+    kinds = make_kinds(window_layers=5, policy=Window(window_tokens=24), **heads)
+    m = Machine(kinds, large_pages=100, chunk_tokens=32)
+    assert all(kind.padding_bytes_per_slot for kind in m.plan.kinds)
+    serve(m, list(range(40)))
+    scrape = Scrape(m)
+    scrape.publisher.publish()
+    waste = scrape()["waste_bytes"]
+    for index, kind in enumerate(m.plan.kinds):
+        used = m.arena.used_slots(index)
+        assert used > 0
+        assert waste[kind.spec.name, "padding"] == used * kind.padding_bytes_per_slot
+        census = m.arena.core.census()[index]
+        whole = census.large_pages * m.plan.large_page_bytes
+        assert waste[kind.spec.name, "partial_page"] == whole - used * kind.slot_bytes
