@@ -27,7 +27,7 @@ from sglang_jenga.core.policies import Cross, State, Vision
 from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.explain import Eviction
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
-from sglang_jenga.sglang_ext.starvation import Starvation, starving_kind
+from sglang_jenga.sglang_ext.starvation import Starvation
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import KVCache
@@ -162,7 +162,7 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         if tree_cache is None:
             return self.core.fits(small_pages)
         tree_cache.evicting_for = Eviction(
-            cause=cause, starving_kind=starving_kind(self, small_pages)
+            cause=cause, starving_kind=self.core.starving_kind(small_pages)
         )
         tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), sparing=sparing)
         return self.core.fits(small_pages)

@@ -35,19 +35,6 @@ NO_KIND = "none"
 _KEPT_WAITING = 4096
 
 
-def starving_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:
-    """The kind whose demand takes the most large pages beyond what it already owns."""
-    core = allocator.core
-    worst, name = -1, allocator.plan.kinds[0].spec.name
-    for kind, asked in zip(allocator.kinds, small_pages, strict=True):
-        alone = [0] * len(small_pages)
-        alone[kind] = asked
-        large = core.large_pages_for(alone)
-        if large > worst:
-            worst, name = large, allocator.plan.kinds[kind].spec.name
-    return name
-
-
 def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
     """Large pages per kind and how much of them running requests pin."""
     parts = []
@@ -90,7 +77,7 @@ class Starvation:
 
         An empty ``rid``: a prompt that is half-way through waits for its next chunk.
         """
-        kind = starving_kind(allocator, small_pages)
+        kind = allocator.core.starving_kind(small_pages)
         self.waits[kind] += 1
         self.realised_running_cap = int(np.count_nonzero(allocator.row_tokens))
         if rid and rid not in self._waiting:
@@ -120,10 +107,10 @@ class Starvation:
     ) -> None:
         """Running requests cannot decode: whoever is retracted next, this is why.
 
-        SGLang asks again after each request that it retracts; the first answer names the kind.
+        SGLang asks again after each request that it retracts; the last of these shortages stands.
         """
-        if self._shortage is None and tree_cache is not None:
-            kind = starving_kind(allocator, small_pages)
+        if tree_cache is not None:
+            kind = allocator.core.starving_kind(small_pages)
             self._shortage = (
                 kind,
                 f"starving kind: {kind} ({_per_kind(allocator, small_pages)} small pages more "
