@@ -211,3 +211,27 @@ def _names() -> set[str]:
 
 
 OURS = _names()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("granite_hybrid", {"full", "state"}), ("mllama", {"full", "cross"})]
+)
+def test_other_kinds_have_the_same_metrics(
+    name: str, kinds: set[str], pytestconfig: pytest.Config
+) -> None:
+    family = prepare(name, pytestconfig.rootpath / "build" / "identity")
+    spec = jenga_spec(variant("tight", name), name, family.checkpoint, family.adapter)
+    spec = replace(spec, flags=(*spec.flags, "--enable-metrics"))
+    with serving(spec, family.work_dir / "logs" / f"test-metrics-{name}.log") as started:
+        client = Client(started.url)
+        client.map(client.generate, prompts.MIXED[:16], concurrency=8)
+        found, info = settled(started)
+        equations(found)
+        assert {kind for kind, _ in found["large_pages"]} == kinds | {"none"}
+        assert set(info["waits"]) == kinds and set(info["evicted_slots"]) == kinds
+        assert found["started_requests_total"][()] == info["hits"]["requests"] >= 16
+        assert found["bytes"]["full", "cached"] > 0
+        usages = re.findall(r"arena usage: ([\d.]+)", started.log_since())
+        assert usages and max(map(float, usages)) > 0
+        assert not started.trouble_since()
