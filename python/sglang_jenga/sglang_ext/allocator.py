@@ -161,10 +161,11 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
             return True
         if tree_cache is None:
             return self.core.fits(small_pages)
-        tree_cache.evicting_for = Eviction(
-            cause=cause, starving_kind=self.core.starving_kind(small_pages)
+        tree_cache.evict_until(
+            lambda: self.core.fits_apart(small_pages),
+            sparing=sparing,
+            why=lambda: Eviction(cause=cause, starving_kind=self.core.starving_kind(small_pages)),
         )
-        tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), sparing=sparing)
         return self.core.fits(small_pages)
 
     def fits_once_evicted(self, tree_cache: Any, small_pages: Sequence[int]) -> bool:
@@ -368,7 +369,7 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         self.row_tokens[row] = 0
         self.slide_at[row] = 0
 
-    def note_start(self, *, hit: bool) -> None:
+    def note_state_start(self, *, hit: bool) -> None:
         """A request started, on a cached state or not: the rate forgets in some 30 requests."""
         self.state_hit_rate += (float(hit) - self.state_hit_rate) / 32
 
