@@ -156,8 +156,9 @@ def test_server_info_keeps_the_keys_of_schema_1_and_its_reports() -> None:
     assert info["waiting_requests"] is info["max_running_requests"] is None
 
 
-def test_every_metric_has_a_series_from_the_start_so_that_rates_begin_at_zero() -> None:
-    scrape = Scrape(windowed())
+@pytest.mark.parametrize("kinds", ["window", "cross"])
+def test_every_metric_has_a_series_from_the_start_so_that_rates_begin_at_zero(kinds: str) -> None:
+    scrape = Scrape(ImageMachine(large_pages=600) if kinds == "cross" else windowed())
     scrape.publisher.publish()
     scraped = scrape()
     for metric in METRICS:

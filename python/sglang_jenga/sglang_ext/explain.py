@@ -118,15 +118,20 @@ def note_leaf(node: UnifiedTreeNode, page_tokens: int, eviction: Eviction) -> No
 class HitLog:
     """Reports of the last requests, and sums over all since start.
 
-    ``policies``: component of the tree -> (kind's name, its policy), full aside.
+    ``policies``: component of the tree -> (kind's name, its policy), full aside. ``has_images``:
+    hits may be cut by the images of cross layers, too.
     """
 
-    def __init__(self, policies: dict[ComponentType, tuple[str, Policy]]) -> None:
+    def __init__(
+        self, policies: dict[ComponentType, tuple[str, Policy]], *, has_images: bool = False
+    ) -> None:
         self._policies = policies
         self._reports: OrderedDict[str, HitReport] = OrderedDict()
         self.requests = self.prompt_tokens = self.hit_tokens = self.full_only_tokens = 0
         #: Tokens that full attention had and another kind cut off, by that kind.
         self.cut_tokens: Counter[str] = Counter({name: 0 for name, _ in policies.values()})
+        if has_images:
+            self.cut_tokens[CROSS] = 0
 
     def note_start(self, req: Req, root: UnifiedTreeNode) -> None:
         """``req`` starts to run on what its last match found. Retracted ones were counted."""

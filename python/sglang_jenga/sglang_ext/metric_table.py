@@ -198,7 +198,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     _counter(
         "cut_tokens",
-        "Tokens that full attention had and another kind cut off a hit, by that kind.",
+        "Tokens that full attention had and another kind cut off a hit, by that kind. Only where "
+        "there is another kind.",
         _by_name("hits", "cut_tokens"),
         _KIND,
     ),

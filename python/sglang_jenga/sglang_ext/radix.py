@@ -56,7 +56,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         policies = self._policies_by_component()
         self._components_by_kind = {name: ct for ct, (name, _) in policies.items()}
         #: What hits were, and why no longer.
-        self.hits = HitLog(policies)
+        self.hits = HitLog(policies, has_images=arena.cross_kind is not None)
         #: Who is being made room for, where nobody said so.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
         #: Slots evicted since start, by component; images of cross layers aside.
