@@ -118,15 +118,20 @@ def note_leaf(node: UnifiedTreeNode, page_tokens: int, eviction: Eviction) -> No
 class HitLog:
     """Reports of the last requests, and sums over all since start.
 
-    ``policies``: component of the tree -> (kind's name, its policy), full aside.
+    ``policies``: component of the tree -> (kind's name, its policy), full aside. ``has_images``:
+    hits may be cut by the images of cross layers, too.
     """
 
-    def __init__(self, policies: dict[ComponentType, tuple[str, Policy]]) -> None:
+    def __init__(
+        self, policies: dict[ComponentType, tuple[str, Policy]], *, has_images: bool = False
+    ) -> None:
         self._policies = policies
         self._reports: OrderedDict[str, HitReport] = OrderedDict()
         self.requests = self.prompt_tokens = self.hit_tokens = self.full_only_tokens = 0
         #: Tokens that full attention had and another kind cut off, by that kind.
         self.cut_tokens: Counter[str] = Counter({name: 0 for name, _ in policies.values()})
+        if has_images:
+            self.cut_tokens[CROSS] = 0
 
     def note_start(self, req: Req, root: UnifiedTreeNode) -> None:
         """``req`` starts to run on what its last match found. Retracted ones were counted."""
@@ -147,16 +152,20 @@ class HitLog:
         if report.cut_by is not None:
             self.cut_tokens[report.cut_by] += report.full_only_tokens - report.hit_tokens
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: sums, and reports by request id, oldest first."""
+    def sums(self) -> dict[str, Any]:
+        """JSON-ready: what all requests since start add up to."""
         return {
             "requests": self.requests,
             "prompt_tokens": self.prompt_tokens,
             "hit_tokens": self.hit_tokens,
             "full_only_tokens": self.full_only_tokens,
             "cut_tokens": dict(self.cut_tokens),
-            "reports": {rid: asdict(report) for rid, report in self._reports.items()},
         }
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: sums, and reports by request id, oldest first."""
+        reports = {rid: asdict(report) for rid, report in self._reports.items()}
+        return {**self.sums(), "reports": reports}
 
     def _kinds(self) -> Iterator[tuple[str, tuple[int, ComponentType, Policy]]]:
         """Name -> its place in :attr:`Step.live`, its component and its policy."""
