@@ -18,6 +18,8 @@ from sglang_jenga.core.errors import ConfigError
 #: What each command is for; its module in this package is loaded when it is the one asked for.
 COMMANDS = {
     "explain": "why the prefix hit of a prompt has its length",
+    "map": "the large pages of a server's arena by kind and state, as a page for a browser",
+    "top": "the arena of a live server by kind, its requests and hits, in a terminal",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -64,7 +65,7 @@ class Server:
                 return json.load(reply)
         except HTTPError as error:
             raise ServerError(f"{self.url}{path} says {error.code}: {_message(error)}") from error
-        except (URLError, OSError) as error:
+        except (URLError, OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ServerUnreachable(f"{self.url} cannot be reached: {reason}") from error
         except ValueError as error:

@@ -8,10 +8,10 @@ For ``/server_info``, where SGLang walks over every list item in Python: one str
     cell    = "-" | part ("+" part)*    "-": all its large pages are free
     part    = kind "." large_pages "." used_small_pages "." reserved_small_pages
 
-``kind`` is an index into ``kinds`` of the snapshot. Cell ``i`` covers ``large_pages_per_cell`` large
-pages from ``first_large_page + i * large_pages_per_cell`` on, the last cell what is left. Up to
-``MAX_CELLS`` large pages a cell is one large page and nothing is lost; beyond, neighbours are summed,
-so the text is bounded for any arena. ``sglang-jenga map`` reads it (:mod:`sglang_jenga.cli.page_map`).
+``kind`` is an index into ``kinds`` of the snapshot. Cell ``i`` covers ``large_pages_per_cell``
+large pages from ``first_large_page + i * large_pages_per_cell`` on, the last cell what is left. Up
+to ``MAX_CELLS`` large pages a cell is one large page and nothing is lost; beyond, neighbours are
+summed, so the text is bounded for any arena. The page of ``sglang-jenga map`` reads it.
 """
 
 from __future__ import annotations
