@@ -2,9 +2,9 @@
 """``python scripts/browser.py PAGE SCRIPT...``: open a page in Chromium and say what it answers.
 
 Each SCRIPT is JavaScript whose value is printed as one JSON line; ``shot:FILE`` instead saves a
-picture of the window. They run one after the other, each when the page has settled. Needs the extra
-``browser`` of this package: Qt's Chromium comes in the wheel, nothing is downloaded, no screen is
-needed. Exit status 3: the extra is missing.
+picture of the window, and ``key:NAME`` presses a key, as Right. They run one after the other, each
+when the page has settled. Needs the extra ``browser`` of this package: Qt's Chromium comes in the
+wheel, nothing is downloaded, no screen is needed. Exit status 3: the extra is missing.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ def main() -> int:
 def browse(page: Path, scripts: list[str], width: int, height: int) -> int:
     """Open the page and run the scripts; the exit status."""
     from PySide6.QtCore import Qt, QTimer, QUrl
+    from PySide6.QtTest import QTest
     from PySide6.QtWebEngineCore import QWebEnginePage
     from PySide6.QtWebEngineWidgets import QWebEngineView
     from PySide6.QtWidgets import QApplication
 
     class Page(QWebEnginePage):
         def javaScriptConsoleMessage(self, level: Any, text: str, *where: Any) -> None:
-            print(f"console: {text} {where}", file=sys.stderr)
+            if level == QWebEnginePage.JavaScriptConsoleMessageLevel.ErrorMessageLevel:
+                print(f"error in the page: {text} {where}", file=sys.stderr)
 
     app = QApplication(sys.argv[:1])
     view = QWebEngineView()
@@ -66,6 +68,10 @@ def browse(page: Path, scripts: list[str], width: int, height: int) -> int:
             app.exit(0)
         elif left[0].startswith("shot:"):
             answer(view.grab().save(left.pop(0).removeprefix("shot:")))
+        elif left[0].startswith("key:"):
+            key = getattr(Qt.Key, f"Key_{left.pop(0).removeprefix('key:')}")
+            QTest.keyClick(view.focusProxy(), key)
+            answer(True)
         else:
             view.page().runJavaScript(left.pop(0), answer)
 
@@ -80,6 +86,7 @@ def browse(page: Path, scripts: list[str], width: int, height: int) -> int:
     QTimer.singleShot(_LIMIT_MS, lambda: app.exit(124))
     view.load(QUrl.fromLocalFile(str(page.resolve())))
     view.show()
+    view.setFocus()
     status = app.exec()
     # The page goes before the profile that it belongs to.
     view.setPage(None)

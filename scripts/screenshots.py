@@ -135,7 +135,7 @@ def take_map_pictures() -> bool:
         path = Path(folder) / "map.html"
         path.write_text(page(page_data(url, samples)), encoding="utf-8")
         at = f"jengaMap.show({2 * len(samples) // 3})"
-        theme = "document.documentElement.dataset.theme = '{}'; window.dispatchEvent(new Event('resize'))"
+        theme = "document.documentElement.dataset.theme = '{}'; dispatchEvent(new Event('resize'))"
         command = [sys.executable, str(ROOT / "scripts" / "browser.py"), str(path), at]
         for name in ("light", "dark"):
             command += [theme.format(name), f"shot:{IMAGES / f'map-{name}.png'}"]

@@ -267,11 +267,20 @@ def test_what_is_clipped_is_marked() -> None:
 # ---- a terminal ------------------------------------------------------------------------------
 
 
-#: Ctrl-C and Ctrl-Z reach the process whose terminal it is.
-_IN_A_TERMINAL = (
-    "import fcntl, runpy, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "runpy.run_module('sglang_jenga.cli', run_name='__main__')"
-)
+#: A shell in short: a session of its own, the command in the foreground. Without a parent in the
+#: session the system would not stop it on Ctrl-Z.
+_SHELL = """
+import fcntl, os, runpy, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os.setpgid(0, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+os.tcsetpgrp(0, os.getpid())
+signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+runpy.run_module("sglang_jenga.cli", run_name="__main__")
+"""
 
 
 class Terminal:
@@ -283,7 +292,7 @@ class Terminal:
         self.before = termios.tcgetattr(follower)
         self.follower = follower
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _IN_A_TERMINAL, "top", url, "--interval", "0.1", *args],
+            [sys.executable, "-c", _SHELL, "top", url, "--interval", "0.1", *args],
             stdin=follower,
             stdout=follower,
             stderr=subprocess.PIPE,
@@ -300,6 +309,10 @@ class Terminal:
 
     def resize(self, columns: int, rows: int) -> None:
         fcntl.ioctl(self.leader, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def signal(self, number: int) -> None:
+        """To the command, not to its shell."""
+        os.killpg(os.tcgetpgrp(self.leader), number)
 
     def until(self, *wanted: str, seconds: float = 20.0) -> str:
         """What was written from now on, once it has all of ``wanted``."""
@@ -337,7 +350,7 @@ class Terminal:
 
     def close(self) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            self.signal(signal.SIGKILL)
             self.process.wait()
         assert self.process.stderr is not None
         self.process.stderr.close()
@@ -374,7 +387,7 @@ def test_ctrl_c_quits_and_gives_the_terminal_back(server: ThreadingHTTPServer) -
 def test_sigterm_gives_the_terminal_back(server: ThreadingHTTPServer) -> None:
     with terminal(address(server)) as screen:
         screen.until("q quits")
-        screen.process.send_signal(signal.SIGTERM)
+        screen.signal(signal.SIGTERM)
         assert screen.ended() == 128 + signal.SIGTERM and screen.restored()
 
 
@@ -383,10 +396,10 @@ def test_ctrl_z_gives_the_terminal_to_the_shell_and_takes_it_again(
 ) -> None:
     with terminal(address(server)) as screen:
         screen.until("q quits")
-        screen.process.send_signal(signal.SIGTSTP)
+        os.write(screen.leader, b"\x1a")
         screen.until("\x1b[?1049l")
         screen.until_keyboard_is_back()
-        screen.process.send_signal(signal.SIGCONT)
+        screen.signal(signal.SIGCONT)
         screen.until("\x1b[?1049h", "window")
         os.write(screen.leader, b"q")
         assert screen.ended() == 0 and screen.restored()

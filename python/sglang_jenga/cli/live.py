@@ -68,7 +68,7 @@ class LiveTerminal:
 
     def show(self, lines: Sequence[str]) -> None:
         """Replace what is shown, without a moment of empty screen."""
-        body = f"{_REST_OF_LINE}\r\n".join(lines)
+        body = f"{_REST_OF_LINE}\n".join(lines)
         self._write(f"{_HOME}{body}{_REST_OF_LINE}{_REST_OF_SCREEN}")
 
     def key(self, timeout_seconds: float) -> str | None:

@@ -19,7 +19,7 @@ def as_line(sample: Sample, url: str) -> str:
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "url": url,
-        "unix_seconds": round(sample.unix_seconds, 3),
+        "unix_seconds": sample.unix_seconds,
         "schedulers": schedulers,
     }
     return json.dumps(record, separators=(",", ":"))

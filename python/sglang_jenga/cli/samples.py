@@ -112,7 +112,7 @@ def collect(server: Server) -> Sample:
     except (ServerError, KeyError, TypeError):  # another frontend: its numbers are shown as unknown
         loads = {}
     return Sample(
-        unix_seconds=time.time(),
+        unix_seconds=round(time.time(), 3),
         schedulers=tuple(
             SchedulerSample(
                 state=_slim(state), load=loads.get(state["jenga"].get("dp_rank", 0), {})
