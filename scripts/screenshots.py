@@ -30,7 +30,7 @@ from sglang_jenga.cli.map_page import page, page_data  # noqa: E402
 from sglang_jenga.cli.recording import as_line, read  # noqa: E402
 from sglang_jenga.cli.samples import History  # noqa: E402
 from sglang_jenga.cli.server import Server  # noqa: E402
-from sglang_jenga.cli.spans import rendered  # noqa: E402
+from sglang_jenga.cli.spans import UNICODE, Glyphs, rendered  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 RECORDING = IMAGES / "arena.jsonl"
@@ -53,14 +53,20 @@ _SERVER_FLAGS = (
 )
 
 
-def top_lines() -> list[str]:
-    """The last frame of ``top`` over the recording, with escape codes."""
+def top_frame(*, colour: bool, glyphs: Glyphs, rows: int | None) -> list[str]:
+    """The last frame of ``top`` over the recording."""
     _, samples = read(RECORDING)
     history = History()
     for sample in samples:
         views = history.add(sample)
-    lines = draw(Frame(columns=100, rows=24), views, url=URL, clock="14:03:22", trouble=None)
-    return [rendered(line, colour=True) for line in lines]
+    frame = Frame(columns=100, rows=rows, glyphs=glyphs)
+    lines = draw(frame, views, url=URL, clock="14:03:22", trouble=None)
+    return [rendered(line, colour=colour) for line in lines]
+
+
+def top_lines() -> list[str]:
+    """What a terminal of 100 columns gets, with escape codes."""
+    return top_frame(colour=True, glyphs=UNICODE, rows=24)
 
 
 def svg(lines: list[str], columns: int = 100) -> str:
@@ -139,7 +145,7 @@ def take_map_pictures() -> bool:
         command = [sys.executable, str(ROOT / "scripts" / "browser.py"), str(path), at]
         for name in ("light", "dark"):
             command += [theme.format(name), f"shot:{IMAGES / f'map-{name}.png'}"]
-        return subprocess.run([*command, "--size", "1000x760"], check=False).returncode == 0
+        return subprocess.run([*command, "--size", "1000x1040"], check=False).returncode == 0
 
 
 def make_recording() -> None:
