@@ -95,6 +95,7 @@ def test_numbers_of_a_newer_server_are_used() -> None:
         running_requests=1,
         waiting_requests=6,
         max_running_requests=9,
+        realised_running_cap=4,
         waste=waste,
     )
     later = {**new, "waits": {"window": 7}}
@@ -104,7 +105,7 @@ def test_numbers_of_a_newer_server_are_used() -> None:
     assert "full 0 requests delayed, 0 refusals; window 1 request delayed, 7 refusals (+3)" in out
     assert "evicted     window 99 slots" in out
     out = text_of(120, sample(1.0, new), sample(2.0, later, num_running_reqs=77))
-    assert "running     1 of at most 9, retracted 5 since start" in out
+    assert "running     1 of at most 9 (4 when memory last ran out), retracted 5 since start" in out
     assert "waiting     6" in out
     assert "starving    full 0 refusals; window 7 refusals (+3)" in out
     assert "waste       padding 0 B, partly used pages 600 B" in out

@@ -136,7 +136,8 @@ def _numbers(frame: Frame, view: SchedulerView) -> list[Line]:
     rows = [
         row(
             "running",
-            f"{_number(view.running_requests)} of at most {_number(view.max_running_requests)}, "
+            f"{_number(view.running_requests)} of at most {_number(view.max_running_requests)}"
+            f"{_memory_allows(view.realised_running_cap)}, "
             f"retracted {_number(view.retractions)} since start ",
             trend(view.running_trend),
         ),
@@ -170,6 +171,10 @@ def _numbers(frame: Frame, view: SchedulerView) -> list[Line]:
         ),
     ]
     return rows
+
+
+def _memory_allows(requests: int | None) -> str:
+    return f" ({requests:,} when memory last ran out)" if requests else ""
 
 
 def _starving(kinds: Sequence[KindView]) -> list[str | Span]:

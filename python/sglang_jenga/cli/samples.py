@@ -74,7 +74,10 @@ class KindView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerView:
-    """One scheduler's arena, requests and hits now. Hit rates are shares of prompt tokens."""
+    """One scheduler's arena, requests and hits now. Hit rates are shares of prompt tokens.
+
+    realised_running_cap: requests that held memory when one was last refused, 0: none was.
+    """
 
     dp_rank: int
     model: str
@@ -86,6 +89,7 @@ class SchedulerView:
     running_requests: int | None
     waiting_requests: int | None
     max_running_requests: int | None
+    realised_running_cap: int | None
     retractions: int | None
     generated_tokens_per_second: float | None
     prompt_tokens: int
@@ -188,6 +192,7 @@ def _view(rank: int, kept: list[tuple[float, SchedulerSample]]) -> SchedulerView
         waiting_requests=_requests(now, "waiting_requests", "num_waiting_reqs"),
         max_running_requests=arena.get("max_running_requests")
         or now.state.get("effective_max_running_requests_per_dp"),
+        realised_running_cap=arena.get("realised_running_cap"),
         retractions=arena.get("retractions"),
         # SGLang keeps its last figure while nothing runs.
         generated_tokens_per_second=0.0 if running == 0 else throughput,
