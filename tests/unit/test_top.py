@@ -201,6 +201,14 @@ def test_once_fails_where_there_is_no_jenga_server(
     assert out == "" and "cannot be reached" in err
 
 
+def test_a_server_of_another_version_is_told_apart(
+    server: ThreadingHTTPServer, capsys: Any
+) -> None:
+    del Handler.arenas[0]["kinds"][0]["slots_held"]
+    assert top(server, "--once") == 1
+    assert "has no 'slots_held': install the same sglang-jenga" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "args",
     [["--interval", "0"], ["--frames", "0"], ["--once", "--frames", "2"], ["--output", "x"]],

@@ -146,7 +146,19 @@ class History:
         self._kept: dict[int, deque[tuple[float, SchedulerSample]]] = {}
 
     def add(self, sample: Sample) -> tuple[SchedulerView, ...]:
-        """Views of all schedulers. Counters that went back tell of a server that started anew."""
+        """Views of all schedulers. Counters that went back tell of a server that started anew.
+
+        Raises:
+            ServerError: the server's snapshot lacks what this version reads.
+        """
+        try:
+            return self._add(sample)
+        except KeyError as error:
+            raise ServerError(
+                f"its /server_info has no {error}: install the same sglang-jenga there and here"
+            ) from error
+
+    def _add(self, sample: Sample) -> tuple[SchedulerView, ...]:
         views = []
         for index, scheduler in enumerate(sample.schedulers):
             rank = int(scheduler.state["jenga"].get("dp_rank", index))

@@ -83,13 +83,11 @@ def _views(
             time.sleep(interval_seconds)
         number += 1
         try:
-            sample = collect(server)
+            yield history.add(collect(server))
         except ServerError as error:
             if frames is not None:
                 raise
             print(f"sglang-jenga top: {_trouble(error)}", file=sys.stderr, flush=True)
-            continue
-        yield history.add(sample)
 
 
 def _page(server: Server, args: argparse.Namespace, views: Sequence[SchedulerView]) -> str:
@@ -139,6 +137,12 @@ def _sample(
         stop.wait(max(0.0, interval_seconds - (time.monotonic() - begun)))
 
 
+def _raised(news: Sample | ServerError) -> Sample:
+    if isinstance(news, ServerError):
+        raise news
+    return news
+
+
 def _watch(server: Server, args: argparse.Namespace) -> None:
     """Frames in place until q or Ctrl-C; drawn anew for a sample, a new second, another size."""
     from sglang_jenga.cli.live import LiveTerminal  # needs a system with terminals
@@ -157,11 +161,10 @@ def _watch(server: Server, args: argparse.Namespace) -> None:
         with LiveTerminal() as terminal:
             while (terminal.key(_POLL_SECONDS) or "").lower() != "q":
                 while not samples.empty():
-                    news = samples.get()
-                    if isinstance(news, ServerError):
-                        trouble = _trouble(news)
-                    else:
-                        views, trouble = history.add(news), None
+                    try:
+                        views, trouble = history.add(_raised(samples.get())), None
+                    except ServerError as error:
+                        trouble = _trouble(error)
                 size, clock = terminal.size, time.strftime("%H:%M:%S")
                 if shown == (size, clock, views, trouble):
                     continue
