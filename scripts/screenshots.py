@@ -140,12 +140,12 @@ def take_map_pictures() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "map.html"
         path.write_text(page(page_data(url, samples)), encoding="utf-8")
-        at = f"jengaMap.show({2 * len(samples) // 3})"
+        at = f"jengaMap.show({len(samples) // 2})"
         theme = "document.documentElement.dataset.theme = '{}'; dispatchEvent(new Event('resize'))"
         command = [sys.executable, str(ROOT / "scripts" / "browser.py"), str(path), at]
         for name in ("light", "dark"):
             command += [theme.format(name), f"shot:{IMAGES / f'map-{name}.png'}"]
-        return subprocess.run([*command, "--size", "1000x1040"], check=False).returncode == 0
+        return subprocess.run([*command, "--size", "1000x1080"], check=False).returncode == 0
 
 
 def make_recording() -> None:

@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sglang_jenga.cli.server import Server, ServerError
+from sglang_jenga.core.sizes import count
 
 #: Samples that a trend looks back.
 KEPT_SAMPLES = 120
@@ -260,7 +261,7 @@ def _kind(index: int, arenas: list[Mapping[str, Any]], seconds: float) -> KindVi
     span = f"({kind['span_tokens']})" if kind["span_tokens"] else ""
     return KindView(
         name=name,
-        description=f"{kind['kind']}{span}, {kind['layers']} layers",
+        description=f"{kind['kind']}{span}, {count(kind['layers'], 'layer')}",
         large_pages=kind["large_pages"],
         held_bytes=kind["slots_held"] * slot_bytes,
         cached_bytes=kind["slots_cached"] * slot_bytes,
