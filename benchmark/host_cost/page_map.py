@@ -3,9 +3,9 @@
 
     page_map.py                 measure, write results/page_map.md
 
-The arena of Gemma 3 27B (26 full or 5 window slots in a large page), without its bytes. ``orderly``:
-2,000 requests of random length run. ``worst``: half of all their slots are then freed at random, so
-that hardly two neighbours are alike and run lengths save nothing.
+The arena of Gemma 3 27B (26 full or 5 window slots in a large page), without its bytes.
+``orderly``: up to 2,000 requests of random length run. ``worst``: half of all their slots are then
+freed at random, so that hardly two neighbours are alike and run lengths save nothing.
 """
 
 from __future__ import annotations
