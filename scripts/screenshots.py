@@ -140,7 +140,9 @@ def take_map_pictures() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "map.html"
         path.write_text(page(page_data(url, samples)), encoding="utf-8")
-        at = f"jengaMap.show({len(samples) // 2})"
+        free = [s.schedulers[0].state["jenga"]["large_pages_free"] for s in samples]
+        # After the start, where there is most to see.
+        at = f"jengaMap.show({free.index(max(free[1:]), 1)})"
         theme = "document.documentElement.dataset.theme = '{}'; dispatchEvent(new Event('resize'))"
         command = [sys.executable, str(ROOT / "scripts" / "browser.py"), str(path), at]
         for name in ("light", "dark"):
