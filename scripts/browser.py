@@ -19,6 +19,11 @@ from typing import Any
 MISSING = 3
 _SETTLE_MS = 400
 _LIMIT_MS = 60_000
+_TWO_FRAMES = (
+    "window.drawnFrames = 0;"
+    "requestAnimationFrame(() => requestAnimationFrame(() => { window.drawnFrames = 2; }));"
+)
+_DRAWN = "2"
 
 
 def main() -> int:
@@ -67,13 +72,23 @@ def browse(page: Path, scripts: list[str], width: int, height: int) -> int:
         if not left:
             app.exit(0)
         elif left[0].startswith("shot:"):
-            answer(view.grab().save(left.pop(0).removeprefix("shot:")))
+            view.page().runJavaScript(_TWO_FRAMES)
+            QTimer.singleShot(_SETTLE_MS, shoot)
         elif left[0].startswith("key:"):
             key = getattr(Qt.Key, f"Key_{left.pop(0).removeprefix('key:')}")
             QTest.keyClick(view.focusProxy(), key)
             answer(True)
         else:
             view.page().runJavaScript(left.pop(0), answer)
+
+    def shoot(frames: Any = None) -> None:
+        """Save the window once the page has drawn two frames more and they had time to arrive."""
+        if frames != _DRAWN:
+            question = "String(window.drawnFrames)"
+            QTimer.singleShot(_SETTLE_MS // 4, lambda: view.page().runJavaScript(question, shoot))
+        else:
+            name = left.pop(0).removeprefix("shot:")
+            QTimer.singleShot(_SETTLE_MS, lambda: answer(view.grab().save(name)))
 
     def loaded(ok: bool) -> None:
         if ok:

@@ -147,7 +147,11 @@ def take_map_pictures() -> bool:
         command = [sys.executable, str(ROOT / "scripts" / "browser.py"), str(path), at]
         for name in ("light", "dark"):
             command += [theme.format(name), f"shot:{IMAGES / f'map-{name}.png'}"]
-        return subprocess.run([*command, "--size", "1000x1080"], check=False).returncode == 0
+        done = subprocess.run([*command, "--size", "1000x1080"], check=False).returncode == 0
+    light, dark = (IMAGES / f"map-{name}.png" for name in ("light", "dark"))
+    if done and light.read_bytes() == dark.read_bytes():
+        raise SystemExit("the browser was too slow: the dark picture shows the light page; again")
+    return done
 
 
 def make_recording() -> None:
