@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python"))
 
+from sglang_jenga.cli.spans import ASCII  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
@@ -78,11 +79,20 @@ def metrics() -> str:
     )
 
 
+def top() -> str:
+    """A frame of ``sglang-jenga top --once --ascii``, over the recording of the documentation."""
+    import screenshots
+
+    lines = screenshots.top_frame(colour=False, glyphs=ASCII, rows=None)
+    return "\n".join(["```text", *lines, "```\n"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "refusals": refusals,
     "geometry": geometry,
     "metrics": metrics,
+    "top": top,
 }
 
 

@@ -19,6 +19,8 @@ from sglang_jenga.core.errors import ConfigError
 COMMANDS = {
     "doctor": "whether this environment can serve with Jenga, and which flags it would refuse",
     "explain": "why the prefix hit of a prompt has its length",
+    "map": "the large pages of a server's arena by kind and state, as a page for a browser",
+    "top": "the arena of a live server by kind, its requests and hits, in a terminal",
 }
 
 

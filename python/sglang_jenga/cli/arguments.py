@@ -17,9 +17,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="write there instead of standard output")
 
 
-def add_server(parser: argparse.ArgumentParser) -> None:
+def add_server(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The server to ask; :func:`server_of` makes it."""
-    parser.add_argument("url", help="the server, as localhost:30000")
+    parser.add_argument(
+        "url", nargs="?" if optional else None, help="the server, as localhost:30000"
+    )
     parser.add_argument("--api-key", help="of the server, if it has one")
     parser.add_argument(
         "--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)"

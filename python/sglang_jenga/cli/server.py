@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -12,6 +13,10 @@ from urllib.request import Request, urlopen
 
 class ServerError(Exception):
     """The server cannot be asked, or says no; the message is for the user."""
+
+
+class ServerUnreachable(ServerError):
+    """Nobody answers there, now."""
 
 
 class Server:
@@ -29,19 +34,28 @@ class Server:
         answer: dict[str, Any] = self._ask("/generate", body)
         return answer
 
-    def arenas(self) -> list[dict[str, Any]]:
-        """The ``jenga`` entry of ``/server_info``, one for each scheduler.
+    def states(self) -> list[dict[str, Any]]:
+        """What each scheduler says of itself in ``/server_info``, by data parallel rank.
 
         Raises:
             ServerError: it is not a jenga server.
         """
         info = self._ask("/server_info")
-        found = [state["jenga"] for state in info.get("internal_states", []) if "jenga" in state]
+        found = [state for state in info.get("internal_states", []) if "jenga" in state]
         if not found:
             raise ServerError(
                 f"{self.url} serves without Jenga: start it with --radix-cache-backend jenga"
             )
-        return found
+        return sorted(found, key=lambda state: int(state["jenga"].get("dp_rank", 0)))
+
+    def arenas(self) -> list[dict[str, Any]]:
+        """The ``jenga`` entry of :meth:`states`, one for each scheduler."""
+        return [state["jenga"] for state in self.states()]
+
+    def loads(self) -> dict[int, dict[str, Any]]:
+        """``/v1/loads`` by data parallel rank; SGLang answers without asking a scheduler."""
+        reply = self._ask("/v1/loads?include=core")
+        return {load["dp_rank"]: load for load in reply["loads"]}
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -51,9 +65,9 @@ class Server:
                 return json.load(reply)
         except HTTPError as error:
             raise ServerError(f"{self.url}{path} says {error.code}: {_message(error)}") from error
-        except (URLError, OSError) as error:
+        except (URLError, OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise ServerError(f"{self.url} cannot be reached: {reason}") from error
+            raise ServerUnreachable(f"{self.url} cannot be reached: {reason}") from error
         except ValueError as error:
             raise ServerError(f"{self.url}{path} did not answer JSON: {error}") from error
 

@@ -91,6 +91,11 @@ class ArenaAllocator:
     def num_free_large_pages(self) -> int:
         return self.large.num_free
 
+    @property
+    def small_pages(self) -> Sequence[SmallPages]:
+        """Level 2 of every kind, to look at."""
+        return self._kinds
+
     def num_holes(self, kind: int) -> int:
         """Free small pages inside large pages that ``kind`` owns (reserved ones excluded)."""
         return self._kinds[kind].num_holes

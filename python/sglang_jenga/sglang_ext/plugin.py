@@ -194,12 +194,18 @@ def _validate_beam(
 
 
 def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> None:
+    from sglang.srt.runtime_context import get_parallel
+
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+    from sglang_jenga.sglang_ext.page_map import large_page_map
     from sglang_jenga.sglang_ext.report import snapshot
 
     arena = controller.scheduler.token_to_kv_pool_allocator
     if isinstance(arena, ArenaAllocatorBase):
         state["jenga"] = snapshot(arena, controller.scheduler.tree_cache, controller.scheduler)
+        state["jenga"]["large_page_map"] = large_page_map(arena.core)
+        # SGLang returns the schedulers' states in the order of their answers.
+        state["jenga"]["dp_rank"] = get_parallel().dp_rank or 0
 
 
 def _init_reporter(result: Any, reporter: Any) -> None:
