@@ -21,13 +21,13 @@ from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from sglang.srt.disaggregation.kv_events import KVEventBatch, ZmqEventPublisher
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from subscriber import Subscriber, replay
 
 from image_machine import ImageMachine, picture
 from machine import Machine, make_kinds
 from sglang_jenga.core.policies import Chunked, LiveSlots, Window
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import StateMachine, caching_strategy, state_kinds
-from subscriber import Subscriber
 from test_random_lives import MACHINES, SPAN, TEXTS, Churn
 
 REQUEST = list(range(100, 160))
@@ -274,7 +274,7 @@ def test_an_adapter_and_a_salt_have_blocks_of_their_own() -> None:
 
 
 class Wire:
-    """SGLang's own publisher, and a subscriber's two sockets: live events, and the replay."""
+    """SGLang's own publisher, and a subscriber's socket for live events."""
 
     def __init__(self) -> None:
         self.publisher = ZmqEventPublisher(
@@ -286,10 +286,8 @@ class Wire:
         self.live.connect(source["endpoint"])
         self.live.setsockopt(zmq.SUBSCRIBE, b"")
         time.sleep(0.5)  # a publisher sends nothing to whom it does not know yet
-        self.ask = context.socket(zmq.DEALER)
-        self.ask.connect(source["replay_endpoint"])
-        for socket in (self.live, self.ask):
-            socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        self.live.setsockopt(zmq.RCVTIMEO, 20_000)
+        self.replay_endpoint = source["replay_endpoint"]
         self.sent = 0
 
     def publish(self, machine: Machine) -> None:
@@ -301,19 +299,9 @@ class Wire:
         batches = [self.live.recv_multipart() for _ in range(number)]
         return [(int.from_bytes(seq, "big"), payload) for _, seq, payload in batches]
 
-    def replay(self, first: int) -> list[tuple[int, bytes]]:
-        self.ask.send_multipart((b"", first.to_bytes(8, "big")))
-        batches: list[tuple[int, bytes]] = []
-        while True:
-            _, _, seq, payload = self.ask.recv_multipart()
-            if seq == ZmqEventPublisher.END_SEQ:
-                return batches
-            batches.append((int.from_bytes(seq, "big"), payload))
-
     def close(self) -> None:
         self.publisher.shutdown()
-        for socket in (self.live, self.ask):
-            socket.close(linger=0)
+        self.live.close(linger=0)
 
 
 @pytest.fixture
@@ -342,7 +330,7 @@ def test_over_zmq_and_from_the_replay_a_subscriber_rebuilds_the_tree(wire: Wire)
         live.receive(payload)
     assert live.texts() == tree
 
-    again = wire.replay(0)
+    again = replay(wire.replay_endpoint)
     assert again == batches, "the same numbers, the same bytes"
     for _, payload in again:
         late.receive(payload)
@@ -356,6 +344,6 @@ def test_a_subscriber_that_missed_batches_asks_for_those_and_is_up_to_date(wire:
         wire.publish(machine)
     (first, payload), *_ = wire.receive(wire.sent)
     router.receive(payload)
-    for _, payload in wire.replay(first + 1):
+    for _, payload in replay(wire.replay_endpoint, first + 1):
         router.receive(payload)
     assert router.texts() == leading_blocks(machine)

@@ -10,14 +10,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import zmq
 from sglang.srt.disaggregation.kv_events import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     KVEventBatch,
+    ZmqEventPublisher,
 )
 
 _DECODER = msgspec.msgpack.Decoder(KVEventBatch)
+_TIMEOUT_MILLISECONDS = 20_000
+
+
+def replay(endpoint: str, first: int = 0) -> list[tuple[int, bytes]]:
+    """Batches from number ``first`` on, from a publisher's replay endpoint: (number, payload)."""
+    with zmq.Context.instance().socket(zmq.DEALER) as ask:
+        ask.setsockopt(zmq.RCVTIMEO, _TIMEOUT_MILLISECONDS)
+        ask.setsockopt(zmq.LINGER, 0)
+        ask.connect(endpoint)
+        ask.send_multipart((b"", first.to_bytes(8, "big")))
+        batches: list[tuple[int, bytes]] = []
+        while True:
+            _, _, number, payload = ask.recv_multipart()
+            if number == ZmqEventPublisher.END_SEQ:
+                return batches
+            batches.append((int.from_bytes(number, "big"), payload))
 
 
 class Subscriber:
