@@ -78,6 +78,7 @@ def test_two_data_parallel_ranks_have_an_arena_each_and_their_events_are_what_hi
 ) -> None:
     family = prepare("gemma3", pytestconfig.rootpath / "build" / "identity")
     flag, config = events_flag(ranks=2)
+    tensor_parallel = variant("tensor_parallel", family.name)  # it names a core for each rank
     spec = ServerSpec(
         model_path=family.checkpoint,
         jenga=True,
@@ -85,6 +86,7 @@ def test_two_data_parallel_ranks_have_an_arena_each_and_their_events_are_what_hi
             *("--max-total-tokens", TIGHT_TOKENS, "--chunked-prefill-size", "64"),
             *("--dp-size", "2", "--kv-events-config", flag, "--max-running-requests", "16"),
         ),
+        env=jenga_spec(tensor_parallel, family.name, family.checkpoint, family.adapter).env,
     )
     log_path = family.work_dir / "logs" / "test-dp.log"
     with serving(spec, log_path) as server:

@@ -180,13 +180,13 @@ def test_an_interpreter_without_the_router_is_named_with_what_to_install(tmp_pat
 def test_the_interpreter_of_the_router_is_the_named_one_the_own_one_or_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("SGLANG_JENGA_ROUTER_PYTHON", raising=False)
+    monkeypatch.delenv("JENGA_ROUTER_PYTHON", raising=False)
     assert default_python(tmp_path) == sys.executable
     own = tmp_path / ".venv-router" / "bin" / "python"
     own.parent.mkdir(parents=True)
     own.touch()
     assert default_python(tmp_path) == str(own)
-    monkeypatch.setenv("SGLANG_JENGA_ROUTER_PYTHON", "named")
+    monkeypatch.setenv("JENGA_ROUTER_PYTHON", "named")
     assert default_python(tmp_path) == "named"
 
 

@@ -66,9 +66,9 @@ def router_version(python: str) -> str:
 def default_python(root: Path = Path()) -> str:
     """An interpreter that may have the router.
 
-    What ``SGLANG_JENGA_ROUTER_PYTHON`` names, else that of ``.venv-router`` below ``root``, where
+    What ``JENGA_ROUTER_PYTHON`` names, else that of ``.venv-router`` below ``root``, where
     ``make scale-router`` puts it, else this one.
     """
-    named = os.environ.get("SGLANG_JENGA_ROUTER_PYTHON")
+    named = os.environ.get("JENGA_ROUTER_PYTHON")
     own = root / ".venv-router" / "bin" / "python"
     return named or (str(own) if own.exists() else sys.executable)

@@ -45,11 +45,9 @@ def target_of(mode: str, args: argparse.Namespace) -> Target:
     flags, environ = target.flags, dict(target.environ)
     if args.model is None:
         flags += ("--max-total-tokens", _TOKENS)
-    if mode == "dp":
-        flags += ("--dp-size", "2")
-    if mode == "tp":
-        flags += ("--tp-size", "2")
-        if not has_cuda:
+    if mode in ("dp", "tp"):
+        flags += (f"--{mode}-size", "2")
+        if not has_cuda:  # SGLang wants to be told where there are fewer NUMA nodes than ranks
             cores = sorted(os.sched_getaffinity(0))
             environ["SGLANG_CPU_OMP_THREADS_BIND"] = f"{cores[0]}|{cores[1 % len(cores)]}"
     if not has_cuda:
