@@ -146,16 +146,16 @@ def test_what_a_killed_server_lost_is_told_apart_from_what_others_lost() -> None
         attempt("a", 0, 9),  # on the first server, runs on
         attempt("b", 0, 5.1, "lost, though its server lives"),
         attempt("c", 0, 5.1, "its server died"),
-        attempt("d", 5.5, 5.6, "sent to the dead server before that was known"),
-        attempt("e", 6.5, 6.6, "sent to the dead server when it was known"),
+        attempt("d", 5.5, 5.6, "sent to the dead server"),
+        attempt("e", 5.5, 6.5),
         attempt("f", 0, 4),
     ]
     killed = report(asked, 5.0).killed
     assert killed is not None
     assert killed.running == 3
-    assert killed.lost == ("b", "c", "d", "e")
+    assert killed.lost == ("b", "c", "d")
     assert killed.lost_elsewhere == ("b",)
-    assert killed.lost_late == 1
+    assert killed.lost_after == ("d",)
 
 
 def test_counts_are_of_the_load_and_leave_out_health_checks() -> None:

@@ -44,7 +44,8 @@ def target_of(mode: str, args: argparse.Namespace) -> Target:
     target = choose_target(args.model, args.folder, has_cuda=has_cuda)
     flags, environ = target.flags, dict(target.environ)
     if args.model is None:
-        flags += ("--max-total-tokens", _TOKENS)
+        value = flags.index("--max-total-tokens") + 1
+        flags = (*flags[:value], _TOKENS, *flags[value + 1 :])
     if mode in ("dp", "tp"):
         flags += (f"--{mode}-size", "2")
         if not has_cuda:  # SGLang wants to be told where there are fewer NUMA nodes than ranks
@@ -188,7 +189,7 @@ def show(report: Report, screen: Screen) -> None:
         screen.line(f"  running at that moment, on both servers   {killed.running}")
         screen.line(f"  lost                                      {len(killed.lost)}")
         screen.line(f"  lost though they ran on the other server  {len(killed.lost_elsewhere)}")
-        screen.line(f"  lost later than a second after it         {killed.lost_late}")
+        screen.line(f"  lost though they began after it           {len(killed.lost_after)}")
         screen.line(f"  answered in the end                       {report.answered}")
 
 

@@ -12,8 +12,6 @@ from sglang_jenga.demo.load import RID_PREFIX, Asked, Load
 SCHEMA = 1
 #: A scheduler remembers its last 128 requests, health checks among them.
 MOST_REQUESTS = 100
-#: A request that fails later than this after the kill was not running then.
-_LATE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +55,17 @@ class ServerRow:
 class Killed:
     """What became of the load when one server was killed.
 
-    running: requests under way at that moment, on any server. lost: attempts without an answer.
-    lost_elsewhere: those of them that had started on a server that lives. lost_late: those that
-    began later than a second after the kill, sent to a server known to be dead.
+    at_seconds: the moment, on the clock of the requests.
+    running: requests under way then, on any server. lost: attempts without an answer.
+    lost_elsewhere: those of them that had started on a server that lives. lost_after: those that
+    began after the kill, which the router should have sent to a server that lives.
     """
 
+    at_seconds: float
     running: int
     lost: tuple[str, ...]
     lost_elsewhere: tuple[str, ...]
-    lost_late: int
+    lost_after: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +132,11 @@ class Report:
 def _killed(asked: Sequence[Asked], alive: frozenset[str], at_seconds: float) -> Killed:
     lost = [one for one in asked if one.error]
     return Killed(
+        at_seconds=at_seconds,
         running=sum(one.began_seconds <= at_seconds < one.ended_seconds for one in asked),
         lost=tuple(one.rid for one in lost),
         lost_elsewhere=tuple(one.rid for one in lost if one.rid in alive),
-        lost_late=sum(one.began_seconds > at_seconds + _LATE_SECONDS for one in lost),
+        lost_after=tuple(one.rid for one in lost if one.began_seconds > at_seconds),
     )
 
 

@@ -72,7 +72,7 @@ class HitPointRecorder(KVCacheEventRecorder):
         self._sessions.pop(node, None)
         if node in self.published:
             self.published.discard(node)
-            super().record_remove(node, medium)
+            self._take_back(node)
         self._touched.add(node.parent)
 
     def piece_changed(self, node: UnifiedTreeNode) -> None:
@@ -109,12 +109,18 @@ class HitPointRecorder(KVCacheEventRecorder):
             self._touched.add(node)
         gone, come = self._flip()
         for node in reversed(_from_the_root(gone)):
-            super().record_remove(node)
+            self._take_back(node)
         for node in _from_the_root(come):
-            super().record_store(node, session_id=self._sessions.get(node))
+            self._publish(node)
         self._touched.clear()
         self._changed.clear()
         self._sessions.clear()
+
+    def _publish(self, node: UnifiedTreeNode) -> None:
+        super().record_store(node, session_id=self._sessions.get(node))
+
+    def _take_back(self, node: UnifiedTreeNode) -> None:
+        super().record_remove(node)
 
     def _to_check(self) -> set[UnifiedTreeNode]:
         """Nodes whose end may have become a hit point, or ceased to be one."""
