@@ -115,7 +115,14 @@ def beliefs() -> str:
                 right("full_only_rightly"),
             )
         )
-    titles = ("model", "hit", "believed", "believed, SGLang's rule", "right", "right, SGLang's rule")
+    titles = (
+        "model",
+        "hit",
+        "believed",
+        "believed, SGLang's rule",
+        "right",
+        "right, SGLang's rule",
+    )
     return table(titles, rows)
 
 
