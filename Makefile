@@ -13,7 +13,7 @@ STAMP := $(VENV)/.sglang-jenga-$(shell pwd | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-gpu identity check format docs bench-kernels bench-capacity \
-	bench-host-cost bench-serving clean
+	bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp clean
 
 help: ## list the commands
 	@echo "make demo    set up once, then serve a tiny model from one arena and talk to it"
@@ -63,6 +63,22 @@ docs: $(STAMP) ## rewrite the tables in docs/ and the dashboard that are made fr
 	@$(PY) scripts/docs_tables.py
 	@$(PY) scripts/make_dashboard.py
 
+ROUTER := .venv-router/bin/python
+
+# An environment of its own: the router needs nothing of SGLang, and brings its own web server.
+$(ROUTER):
+	@$(PYTHON) -m venv .venv-router
+	@.venv-router/bin/pip install --quiet sglang-router
+
+scale-router: $(STAMP) $(ROUTER) ## two servers behind sglang-router; ARGS="--kill-at 0.4" kills one
+	@$(PY) -m sglang_jenga.demo.scale router $(ARGS)
+
+scale-dp: $(STAMP) ## one server, two data parallel ranks
+	@$(PY) -m sglang_jenga.demo.scale dp $(ARGS)
+
+scale-tp: $(STAMP) ## one server, two tensor parallel ranks
+	@$(PY) -m sglang_jenga.demo.scale tp $(ARGS)
+
 bench-kernels: $(STAMP) ## attention kernels on arena views against contiguous pools (CUDA)
 	@$(PY) benchmark/kernels/run.py $(ARGS)
 
@@ -74,6 +90,9 @@ bench-host-cost: $(STAMP) ## microseconds of host work per step
 
 bench-serving: $(STAMP) ## stock and jenga servers under one workload
 	@$(PY) benchmark/serving/run.py $(ARGS)
+
+bench-scale-out: $(STAMP) $(ROUTER) ## hits and balance behind a router, with dp and with tp
+	@$(PY) benchmark/scale_out/run.py $(ARGS)
 
 clean: ## remove what demo and tests wrote (not the environment)
 	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

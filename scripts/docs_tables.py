@@ -6,6 +6,7 @@ A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. The tests c
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -87,12 +88,73 @@ def top() -> str:
     return "\n".join(["```text", *lines, "```\n"])
 
 
+def scaleout() -> str:
+    """What the recorded runs of ``benchmark/scale_out`` found."""
+    rows = []
+    for path in sorted((ROOT / "benchmark" / "scale_out" / "results").glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        killed = run["killed"]
+        lost = f"{len(killed['lost'])} of {killed['running']}" if killed else ""
+        rows.append(
+            (
+                f"`{run['command'].removeprefix('python -m sglang_jenga.demo.')}`",
+                " + ".join(str(server["requests"]) for server in run["servers"]),
+                f"{100 * run['hit_rate']:.1f} %",
+                f"{run['balance']:.2f}",
+                f"{run['answered']} of {_load_requests(run['load'])}",
+                lost,
+            )
+        )
+    titles = ("run", "requests by scheduler", "hit rate", "balance", "answered", "lost of running")
+    return table(titles, rows)
+
+
+def _load_requests(load: dict[str, int]) -> int:
+    return load["groups"] * load["chats"] * load["turns"]
+
+
+def beliefs() -> str:
+    """What routers would have believed in the recorded runs of ``scale_out/beliefs.py``."""
+    path = ROOT / "benchmark" / "scale_out" / "results" / "beliefs.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+
+        def share(name: str, run: dict[str, int] = run) -> str:
+            return f"{100 * run[name] / run['prompt_tokens']:.1f} %"
+
+        def right(name: str, run: dict[str, int] = run) -> str:
+            return f"{100 * run[name] / run['requests']:.1f} %"
+
+        rows.append(
+            (
+                str(run["model"]),
+                share("hit_tokens"),
+                share("believed_tokens"),
+                share("full_only_tokens"),
+                right("believed_rightly"),
+                right("full_only_rightly"),
+            )
+        )
+    titles = (
+        "model",
+        "hit",
+        "believed",
+        "believed, SGLang's rule",
+        "right",
+        "right, SGLang's rule",
+    )
+    return table(titles, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "refusals": refusals,
     "geometry": geometry,
     "metrics": metrics,
     "top": top,
+    "scaleout": scaleout,
+    "beliefs": beliefs,
 }
 
 

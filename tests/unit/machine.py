@@ -107,6 +107,7 @@ class Machine:
         device: where the KV and the tables that kernels read live.
         cached: whether the radix cache keeps prefixes.
         mirrored: keep the host's and the device's tables apart on a CPU too, as on a GPU.
+        events: record KV-cache events, as a server with ``--kv-events-config`` does.
     """
 
     #: Where prefill leaves recurrent states for others; None: nowhere, or the model has none.
@@ -124,6 +125,7 @@ class Machine:
         device: str = "cpu",
         cached: bool = True,
         mirrored: bool = False,
+        events: bool = False,
     ) -> None:
         self.kinds = kinds
         self.device = device
@@ -154,10 +156,10 @@ class Machine:
             self.arena.full_to_swa_index_mapping = device_table
             self.arena.get_kvcache().register_mapping(device_table)
         decode.install(torch.device(device).type)
-        self.tree = self._build_tree(cached)
+        self.tree = self._build_tree(cached, events)
         self._names = count()
 
-    def _build_tree(self, cached: bool) -> ArenaRadixCache:
+    def _build_tree(self, cached: bool, events: bool) -> ArenaRadixCache:
         params = CacheInitParams(
             disable=not cached,
             req_to_token_pool=self.rows,
@@ -166,6 +168,7 @@ class Machine:
             sliding_window_size=self.kinds.span_tokens,
             chunked_prefill_size=self.chunk_tokens,
             enable_mamba_extra_buffer=self.snapshot_grid_tokens is not None,
+            enable_kv_cache_events=events,
         )
         none: Any = None
         return build_radix_cache(

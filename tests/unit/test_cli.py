@@ -122,6 +122,18 @@ def test_the_last_reports_come_with_the_sums(server: HTTPServer, capsys: Any) ->
     ]
 
 
+def test_data_parallel_ranks_are_told_apart_and_a_request_is_found_on_any(
+    server: HTTPServer, capsys: Any
+) -> None:
+    other = {**HITS, "reports": {"c": {**WHOLE, "rid": "c"}}}
+    Handler.states.append({"jenga": {"hits": other}})
+    assert explain(server, "--last", "1") == 0
+    out = capsys.readouterr().out
+    assert out.index("scheduler 1 of 2") < out.index("request b") < out.index("scheduler 2 of 2")
+    assert out.index("scheduler 2 of 2") < out.index("request c")
+    assert explain(server, "--rid", "c") == 0
+
+
 def test_output_goes_to_a_file(server: HTTPServer, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "out.json"
     assert explain(server, "--last", "9", "--format", "json", "--output", str(path)) == 0

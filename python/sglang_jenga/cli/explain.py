@@ -92,7 +92,9 @@ def _last(server: Server, number: int, form: str) -> str:
     if form == "json":
         return json.dumps(kept, indent=2)
     parts = []
-    for hits in kept:
+    for rank, hits in enumerate(kept):
+        if len(kept) > 1:
+            parts.append(f"scheduler {rank + 1} of {len(kept)}")
         parts += [*map(describe, hits["reports"].values()), sums(hits)]
     return "\n\n".join(parts)
 

@@ -192,7 +192,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(argv[:split]), list(argv[split + 1 :])
 
 
-def _stop_on_terminate() -> Callable[..., None]:
+def stop_on_terminate() -> Callable[..., None]:
     def raise_exit(signum: int, frame: object) -> None:
         sys.exit(128 + signum)  # unwinds, so the server is stopped
 
@@ -201,7 +201,7 @@ def _stop_on_terminate() -> Callable[..., None]:
 
 def main() -> int:
     args, server_flags = parse(sys.argv[1:])
-    signal.signal(signal.SIGTERM, _stop_on_terminate())
+    signal.signal(signal.SIGTERM, stop_on_terminate())
     screen = Screen()
     try:
         run(args, server_flags, screen)

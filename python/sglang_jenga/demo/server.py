@@ -47,6 +47,9 @@ class Server:
     Leaving the context stops the server and every process it started.
     """
 
+    #: What answers 200 once the server can serve.
+    health_path = "/health_generate"
+
     def __init__(
         self,
         model: str,
@@ -124,7 +127,7 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health_generate", timeout=30) as reply:
+            with urllib.request.urlopen(self.url + self.health_path, timeout=30) as reply:
                 return bool(reply.status == 200)
         except (urllib.error.URLError, OSError):
             return False  # not listening yet, or 503 while it warms up
@@ -141,6 +144,12 @@ class Server:
         """The end of the log, indented, and where to read the rest."""
         tail = "\n".join(f"    {line}" for line in self.log_lines()[-lines:])
         return f"{tail}\n(the whole log: {self.log_path})"
+
+    def kill(self) -> None:
+        """End it as a crash of the machine would: every process at once, nothing said."""
+        if self._process is None:
+            raise ServerError("the server was never started")
+        os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ask the server to end, then make sure that none of its processes is left. Idempotent."""

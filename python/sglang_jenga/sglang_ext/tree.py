@@ -33,6 +33,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
 )
 
 from sglang_jenga.core.policies import LiveSlots, TokenPolicy
+from sglang_jenga.sglang_ext.events import HitPointRecorder
 from sglang_jenga.sglang_ext.explain import Step, Walk
 from sglang_jenga.sglang_ext.order import WORTHLESS, EvictionOrder, Victim
 
@@ -105,7 +106,11 @@ class ArenaTreeCore(UnifiedTreeCore):
         elsewhere = (arena.cross_kind, arena.vision_kind)
         own = (kind for index, kind in enumerate(arena.plan.kinds) if index not in elsewhere)
         self._slot_bytes = {ct: kind.slot_bytes for ct, kind in zip(tree_kinds, own, strict=True)}
+        #: What subscribers to KV-cache events are told; None: there are none.
+        self.events: HitPointRecorder | None = None
         super().__init__(params, components)
+        if params.enable_kv_cache_events:
+            self.kv_events = self.events = HitPointRecorder(self, params)
         # Tree values are host tensors whatever the KV device is.
         self.device = torch.device("cpu")
         self.reset()
@@ -122,6 +127,33 @@ class ArenaTreeCore(UnifiedTreeCore):
         if node in self.evictable_device_leaves and node.id not in self._queued:
             self._queued.add(node.id)
             heapq.heappush(self._leaf_heap, (self._worth(node), node.id))
+
+    def is_in_tree(self, node: UnifiedTreeNode) -> bool:
+        """Whether ``node`` is still there. The root, which holds nothing, is not one."""
+        return node is not self.root_node and self._node_arena.get(node.id) is node
+
+    def _split_node(
+        self, key: Any, child: UnifiedTreeNode, split_len: int
+    ) -> tuple[UnifiedTreeNode, Any]:
+        front, action = super()._split_node(key, child, split_len)
+        if self.events is not None:
+            self.events.split(front, child)
+        return front, action
+
+    def set_component_device_value(
+        self, node_id: int, component_type: ComponentType, value: torch.Tensor
+    ) -> None:
+        super().set_component_device_value(node_id, component_type, value)
+        if self.events is not None:
+            self.events.piece_changed(self.node_by_id(node_id))
+
+    def _evict_component_and_detach_lru(
+        self, node: UnifiedTreeNode, *args: Any, **kwargs: Any
+    ) -> tuple[int, int]:
+        freed: tuple[int, int] = super()._evict_component_and_detach_lru(node, *args, **kwargs)
+        if self.events is not None:
+            self.events.piece_changed(node)
+        return freed
 
     def _worth(self, node: UnifiedTreeNode) -> float:
         """When a leaf is due for eviction: its last use, or at once if nothing can hit it.
