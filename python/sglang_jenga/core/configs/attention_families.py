@@ -178,6 +178,12 @@ def mllama(fields: Fields, tp: int) -> ModelKinds:
             f"{fields.architecture}: 'cross_attention_layers' is {crossing!r}, expected the "
             f"numbers of some of the {layers} layers"
         )
+    heads = fields.integer("num_key_value_heads")
+    if tp > heads:
+        raise ConfigError(
+            f"{fields.architecture}: num_key_value_heads {heads} is below --tp {tp}, and its cross "
+            "layers copy no heads: use fewer ranks"
+        )
     policies = [Cross() if i in crossing else Full() for i in range(layers)]
     return group_layers(
         attention(policies, num_kv_heads=fields.kv_heads(tp), head_dim=fields.head_dim())

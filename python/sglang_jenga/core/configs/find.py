@@ -19,7 +19,8 @@ class FoundConfig:
     """A configuration and where it came from.
 
     name: for people. model_path: what a server's ``--model-path`` takes. weights_bytes: of the
-    whole checkpoint, None: not known. weights_from: how it is known.
+    whole checkpoint, None: not known. weights_from: how it is known. flags: that a server needs to
+    store what the configuration says. note: what differs from the published one.
     """
 
     name: str
@@ -27,6 +28,8 @@ class FoundConfig:
     config: Mapping[str, Any]
     weights_bytes: int | None = None
     weights_from: str = ""
+    flags: tuple[str, ...] = ()
+    note: str = ""
 
 
 def find_config(text: str) -> FoundConfig:
@@ -68,7 +71,9 @@ def find_config(text: str) -> FoundConfig:
         model_path=model.repository,
         config=model.config,
         weights_bytes=model.weights_bytes,
-        weights_from=f"published size of {model.repository}, {model.weights}",
+        weights_from=f"{model.repository}, {model.weights}",
+        flags=model.flags,
+        note=model.note,
     )
 
 

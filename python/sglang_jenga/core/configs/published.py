@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _GIGA = 10**9
+_BF16_STATES = ("--mamba-ssm-dtype", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +21,16 @@ class PublishedModel:
     """One published model.
 
     parameters: billions of them, all experts and encoders included. bytes_per_parameter: as
-    published, 2 for bf16.
+    published, 2 for bf16. flags: of a server, where the configuration here says more than the
+    published one. note: what else differs from it.
     """
 
     repository: str
     parameters: float
     config: Mapping[str, Any]
     bytes_per_parameter: float = 2.0
+    flags: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def weights_bytes(self) -> int:
@@ -194,6 +198,8 @@ PUBLISHED: Mapping[str, PublishedModel] = {
             sliding_window=32768,
             layer_types=["sliding_attention" if i % 4 else "full_attention" for i in range(36)],
         ),
+        note="its published config.json states one window for all layers; the layers here are its "
+        "model card's: write layer_types into the checkpoint's config.json",
     ),
     "llama4-scout": PublishedModel(
         repository="meta-llama/Llama-4-Scout-17B-16E-Instruct",
@@ -244,11 +250,13 @@ PUBLISHED: Mapping[str, PublishedModel] = {
             mamba_expand=2,
             mamba_ssm_dtype="bfloat16",
         ),
+        flags=_BF16_STATES,
     ),
     "qwen3-next-80b": PublishedModel(
         repository="Qwen/Qwen3-Next-80B-A3B-Instruct",
         parameters=81.3,
         config=_qwen3_next("bfloat16"),
+        flags=_BF16_STATES,
     ),
     "qwen3-next-80b-fp32ssm": PublishedModel(
         repository="Qwen/Qwen3-Next-80B-A3B-Instruct",

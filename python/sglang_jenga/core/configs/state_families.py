@@ -158,6 +158,7 @@ def qwen3_next(fields: Fields, tp: int) -> ModelKinds:
         head_dim=value_dim,
         state_size=fields.integer("linear_key_head_dim"),
         conv_width=fields.integer("linear_conv_kernel_dim"),
+        groups_copied=True,
         conv=conv,
         temporal=temporal,
     )

@@ -22,16 +22,22 @@ def head_states(
     conv_width: int,
     conv: Dtype,
     temporal: Dtype,
+    groups_copied: bool = False,
 ) -> StateLayers:
     """States with heads (Mamba-2, gated delta net).
 
-    The convolution runs over the channels and, per group, two vectors of ``state_size``; groups
-    that do not split over the ranks are copied, one to each.
+    The convolution runs over the channels and, per group, two vectors of ``state_size``. A single
+    group is copied to every rank; ``groups_copied``: so are several that do not split.
 
     conv    [(channels + 2 * groups * state_size) / tp, conv_width - 1]
     state   [heads / tp, head_dim, state_size]
     """
     if groups % tp:
+        if groups > 1 and not groups_copied:
+            raise ConfigError(
+                f"{fields.architecture}: {groups} groups of states do not split over --tp {tp}, "
+                "and SGLang copies a single group only: use a divisor"
+            )
         groups = tp
     mixed = channels + 2 * groups * state_size
     return StateLayers(
