@@ -28,6 +28,7 @@ names: {", ".join(PUBLISHED)}
 """
 #: SGLang's cache of image embeddings (SGLANG_VLM_CACHE_SIZE_MB), whose bytes the arena takes over.
 _SIDE_CACHE_BYTES = 100 * 2**20
+_USUAL_MEMORY_BYTES = 80 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +56,10 @@ class Report:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="config.json, a directory that has one, or a known name")
-    budget = parser.add_mutually_exclusive_group(required=True)
+    budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--kv", type=size, metavar="SIZE", help="bytes of the arena, as 40GiB")
     budget.add_argument(
-        "--memory", type=size, metavar="SIZE", help="memory of one GPU, as 80GiB: weights go off it"
+        "--memory", type=size, metavar="SIZE", help="memory of one GPU, weights included (80GiB)"
     )
     parser.add_argument(
         "--weights", type=size, metavar="SIZE", help="bytes of all weights (default: found)"
@@ -181,6 +182,7 @@ def _budget(args: argparse.Namespace, found: FoundConfig, draft: FoundConfig | N
     """``--kv`` as it is, or what weights leave of ``--memory``."""
     if args.kv is not None:
         return Budget(arena_bytes=args.kv)
+    memory = _USUAL_MEMORY_BYTES if args.memory is None else args.memory
     if not 0 < args.mem_fraction_static <= 1:
         raise ConfigError(f"--mem-fraction-static {args.mem_fraction_static} is not in (0, 1]")
     weights, source = args.weights, "--weights"
@@ -189,21 +191,21 @@ def _budget(args: argparse.Namespace, found: FoundConfig, draft: FoundConfig | N
         for checkpoint in checkpoints:
             if checkpoint.weights_bytes is None:
                 raise ConfigError(
-                    f"the weights of {checkpoint.name} are not known: no safetensors lie beside its "
-                    "config.json. Give --weights SIZE, or --kv SIZE instead of --memory"
+                    f"the weights of {checkpoint.name} are not known: no safetensors lie beside "
+                    "its config.json. Give --weights SIZE, or --kv SIZE instead of --memory"
                 )
         weights = sum(checkpoint.weights_bytes or 0 for checkpoint in checkpoints)
         source = " + ".join(checkpoint.weights_from for checkpoint in checkpoints)
-    static = int(args.memory * args.mem_fraction_static)
+    static = int(memory * args.mem_fraction_static)
     left = static - -(-weights // args.tp)
     if left <= 0:
         raise ConfigError(
-            f"--memory {format_bytes(args.memory)} at --mem-fraction-static "
+            f"--memory {format_bytes(memory)} at --mem-fraction-static "
             f"{args.mem_fraction_static} is {format_bytes(static)}, and the weights take "
             f"{format_bytes(weights / args.tp)} per GPU ({source}): raise --tp or --memory"
         )
     derived = (
-        f"{format_bytes(args.memory)} * {args.mem_fraction_static} (--mem-fraction-static) - "
+        f"{format_bytes(memory)} * {args.mem_fraction_static} (--mem-fraction-static) - "
         f"{format_bytes(weights / args.tp)} of weights ({source}"
         f"{f', over {args.tp} GPUs' if args.tp > 1 else ''})"
     )

@@ -90,8 +90,9 @@ def describe(report: Report) -> str:
     """The report for people."""
     plan, flags = report.sized.plan, report.flags
     lines = [
-        f"{report.found.name}: {report.model.architecture}, K/V in {report.model.kv.name}, pages of "
-        f"{count(plan.page_tokens, 'token')}" + (f", rank of {flags.tp}" if flags.tp > 1 else ""),
+        f"{report.found.name}: {report.model.architecture}, K/V in {report.model.kv.name}, pages "
+        f"of {count(plan.page_tokens, 'token')}"
+        + (f", on each of {flags.tp} GPUs" if flags.tp > 1 else ""),
         f"arena of {format_bytes(plan.arena_bytes)} = {count(plan.num_large_pages, 'large page')} "
         f"of {format_bytes(plan.large_page_bytes)} ({plan.geometry}, one is the sink); the longest "
         f"request has {report.sized.longest_request_tokens:,} tokens",
@@ -137,7 +138,7 @@ def _capacity_table(report: Report) -> list[str]:
     lengths = report.lengths
     images = f" + {lengths.image_tokens:,} of images" if lengths.image_tokens else ""
     jenga = max(1, report.capacities[0].requests)
-    rows = [("manager", "requests", "tokens", "of jenga", "waste", "used")]
+    rows = [("manager", "at once", "tokens", "of jenga", "waste", "used")]
     details: list[str] = []
     for row in report.capacities:
         rows.append(
@@ -152,8 +153,7 @@ def _capacity_table(report: Report) -> list[str]:
         )
         details += _details(row, details)
     return [
-        f"requests of {lengths.prompt_tokens:,} + {lengths.output_tokens:,} tokens{images} at once, "
-        "no prefix shared:",
+        f"requests of {lengths.prompt_tokens:,} + {lengths.output_tokens:,} tokens{images}:",
         *indented([*table(rows), *_WASTE, *details]),
     ]
 

@@ -54,8 +54,9 @@ class Lengths:
         )
 
     def end(self, slide_tokens: int = 0) -> RequestShape:
-        """A request at its last token, with as many dead window slots still held."""
-        return at_its_end(self.total_tokens, slide_tokens, self.image_tokens)
+        """A request whose last token is being computed, with as many dead window slots held: that
+        token's own slot and the window before it, at the least."""
+        return at_its_end(self.total_tokens, max(1, slide_tokens), self.image_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +151,13 @@ class Scene:
         """Bytes that the layers read for one request at its end."""
         end = self.lengths.end()
         return sum(
-            slots_needed(spec, end.num_tokens, image_tokens=end.image_tokens) * spec.payload_bytes
+            spec.payload_bytes
+            * slots_needed(
+                spec,
+                end.num_tokens,
+                chunk_tokens=end.chunk_tokens,
+                image_tokens=end.image_tokens,
+            )
             for spec in self.request_specs
         )
 
