@@ -37,6 +37,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "padding_bytes_per_large_page": plan.padding_bytes_per_large_page,
         "arena_bytes": plan.arena_bytes,
         "num_large_pages": plan.num_large_pages,
+        "geometry": plan.geometry,
+        "explanation": plan.explanation,
         "longest_request_tokens": report.sized.longest_request_tokens,
         "capacity": [_capacity(report, row) for row in report.capacities],
         "command": report.command,
