@@ -11,6 +11,7 @@ from sglang_jenga.core.configs.published import PUBLISHED
 from sglang_jenga.core.configs.read import StoredModel, read_model
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.managers import Capacity, Lengths, Scene, compare
+from sglang_jenga.core.managers import sglang as sglang_module
 from sglang_jenga.core.managers.base import Store
 from sglang_jenga.core.managers.sglang import sglang_static
 from sglang_jenga.core.managers.vllm import block_layout
@@ -134,6 +135,17 @@ def test_a_prefill_step_takes_window_slots_for_its_chunk() -> None:
     assert few[3] > many[3] > whole[3], "vllm"
 
 
+@pytest.mark.parametrize(("output", "waste"), [(512, 0.2114), (1400, 0.0156)])
+def test_an_answer_shorter_than_the_window_keeps_the_prompts_window(
+    output: int, waste: float
+) -> None:
+    """Recorded from the server's own classes (benchmark/capacity/drive_jenga.py), where the dead
+    part of a window was between none and the interval of 64 tokens."""
+    found = rows("gemma3-27b", 4096, output)["jenga"]
+    dead = 64 * 425984 * found.requests / found.held_bytes if output > 1023 else 0.0
+    assert waste - 0.003 <= found.waste <= waste + dead + 0.003
+
+
 # ---- SGLang --------------------------------------------------------------------------------------
 
 
@@ -148,16 +160,42 @@ def test_the_default_window_ratio_divides_as_sglang_does() -> None:
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "gemma4-31b", "llama4-scout", "jamba-v0.1"])
 @pytest.mark.parametrize("lengths", [(500, 100), (8000, 500), (30000, 2000)])
 def test_no_other_ratio_holds_more_than_the_best(name: str, lengths: tuple[int, int]) -> None:
-    from sglang_jenga.core.managers import sglang as module
-
     scene = scene_of(model(name), Lengths(prompt_tokens=lengths[0], output_tokens=lengths[1]))
     split = sglang_static(scene).split
     assert split is not None
-    pools = module._window_pools if scene.stock == "windows" else module._state_pools
+    pools = sglang_module._window_pools if scene.stock == "windows" else sglang_module._state_pools
     tried = [10 ** (exponent / 50) for exponent in range(-150, 100)]
-    best = max(module.most_requests(pools(scene, ratio)) for ratio in tried)
+    best = max(sglang_module.most_requests(pools(scene, ratio)) for ratio in tried)
     assert split.requests >= best
-    assert module.most_requests(pools(scene, split.best)) == split.requests
+    assert sglang_module.most_requests(pools(scene, split.best)) == split.requests
+
+
+@pytest.mark.parametrize(
+    ("name", "waste"),
+    [("gpt-oss-20b", 0.0274), ("llama4-scout", 0.7229), ("qwen3-next-80b", 0.3231)],
+)
+def test_one_request_wastes_what_sglangs_own_pools_wasted(name: str, waste: float) -> None:
+    """Recorded from SGLang 0.5.23's allocators and tree, which ran 8,000 + 500 tokens."""
+    found = rows(name, 8000, 500)
+    assert found["sglang-static"].waste == pytest.approx(waste, abs=0.003)
+    assert found["sglang-unified"].waste == pytest.approx(waste, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "tokens", "others"),
+    [
+        ("gpt-oss-20b", 8, 194180, 155344),
+        ("llama4-scout", 20, 128501, 102800),
+        ("qwen3-next-80b", 6, 138328, 76),
+        ("jamba-v0.1", 4, 138188, 232),
+    ],
+)
+def test_pools_are_as_large_as_sglangs(name: str, gib: int, tokens: int, others: int) -> None:
+    """Full tokens, and window tokens or states, recorded from SGLang 0.5.23."""
+    scene = scene_of(model(name), Lengths(prompt_tokens=1, output_tokens=1), gib=gib)
+    split = sglang_module._window_pools if scene.stock == "windows" else sglang_module._state_pools
+    ratio = 0.8 if scene.stock == "windows" else 0.9
+    assert [store.capacity for store in split(scene, ratio)] == [tokens, others]
 
 
 def test_states_that_are_set_aside_limit_running_requests() -> None:
@@ -192,6 +230,12 @@ def test_a_model_that_sglang_does_not_split_keeps_every_token() -> None:
         ("qwen3-next-80b", 4, 544, 13_369_344),
         ("qwen3-next-80b-fp32ssm", 4, 1056, 25_952_256),
         ("llama4-scout", 4, 16, 786_432),
+        ("gemma3-12b", 6, 16, 1_048_576),
+        ("gemma4-31b", 6, 32, 2_621_440),
+        ("gemma4-e4b", 6, 16, 262_144),
+        ("falcon-h1-7b", 2, 3104, 139_853_824),
+        ("granite-4.0-h-small", 10, 1040, 17_039_360),
+        ("nemotron-h-8b", 7, 1040, 17_039_360),
     ],
 )
 def test_blocks_are_those_of_vllms_own_planner(
@@ -202,6 +246,29 @@ def test_blocks_are_those_of_vllms_own_planner(
     assert sum(group.num_groups for group in layout.groups) == groups
     assert layout.groups[0].block_tokens == block_tokens
     assert layout.bytes_per_block == bytes_per_block
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "output", "waste"),
+    [
+        ("gemma4-31b", 8000, 500, 0.0091),
+        ("gemma4-31b", 300, 40, 0.0369),
+        ("gemma4-e4b", 8000, 500, 0.0094),
+        ("gemma3-12b", 8000, 500, 0.0068),
+        ("gemma3-12b", 300, 40, 0.0369),
+        ("falcon-h1-7b", 8000, 500, 0.0664),
+        ("falcon-h1-7b", 300, 40, 0.4472),
+        ("granite-4.0-h-small", 8000, 500, 0.0477),
+        ("granite-4.0-h-small", 300, 40, 0.0705),
+        ("nemotron-h-8b", 300, 40, 0.0971),
+    ],
+)
+def test_one_request_wastes_what_vllms_own_manager_wasted(
+    name: str, prompt: int, output: int, waste: float
+) -> None:
+    """Recorded from vLLM 0.33.0's KVCacheManager, which ran the request; its snapshot is one token
+    before the end."""
+    assert rows(name, prompt, output)["vllm"].waste == pytest.approx(waste, abs=0.003)
 
 
 # ---- parts ---------------------------------------------------------------------------------------

@@ -13,10 +13,13 @@ def jenga(sized: SizedArena, scene: Scene) -> Capacity:
     """The server's own plan; requests share large pages, as they do under load.
 
     A window slides some tokens at a time (``DemandModel.slide_interval_tokens``), so a request may
-    hold as many dead slots.
+    hold as many dead slots. The prompt's last window stays pinned in the tree until a span has been
+    generated: an answer shorter than that adds all of its tokens.
     """
-    plan, lengths = sized.plan, scene.lengths
+    plan, lengths, window = sized.plan, scene.lengths, sized.demand.window
     slide = sized.demand.slide_interval_tokens(plan)
+    if window is not None and lengths.output_tokens < (window.span_tokens or 0):
+        slide = max(slide, lengths.output_tokens)
     requests = requests_that_fit(
         plan,
         lengths.prompt_tokens,

@@ -6,10 +6,12 @@ How a model is held is SGLang's choice by architecture (``Scene.stock``):
     all-full   one pool; every layer keeps every token
     windows    a pool of full layers and one of window layers, ``--swa-full-tokens-ratio`` tokens of
                the second for each of the first (pool_configurator.py)
-    states     ``--mamba-full-memory-ratio`` bytes of states for each byte of K/V; requests run only
-               while each has its ``state_slots`` states (kv_cache_configurator.py)
+    states     ``--mamba-full-memory-ratio`` bytes of states for each byte of K/V; at most a request
+               runs for every ``state_slots`` of them (kv_cache_configurator.py), and each holds all
+               but one: its own, those that snapshots are written into, the one it continued from
 
-Chunked layers are windows of a whole chunk there. Windows slide 128 tokens at a time.
+Chunked layers are windows of a whole chunk there. Windows slide 128 tokens at a time, and the last
+window of a prompt stays pinned in the tree while the request runs.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ def _window_tokens(scene: Scene) -> tuple[int, int]:
     """Window slots of a request at its end, and at most while it is prefilled."""
     span = max(s.policy.span_tokens or 0 for s in scene.token_specs)
     lengths = scene.lengths
-    at_end = scene.in_pages(min(lengths.total_tokens, span + SLIDE_TOKENS))
+    own = min(lengths.total_tokens, span + SLIDE_TOKENS)
+    pinned = min(lengths.prompt_tokens, span, lengths.total_tokens - own)
+    at_end = scene.in_pages(own + pinned)
     peak = scene.in_pages(min(lengths.prompt_tokens, span + lengths.step_tokens))
     return at_end, max(at_end, peak)
 
@@ -137,7 +141,7 @@ def _best_window_ratio(scene: Scene, requests: int) -> float:
 
 def _state_request_bytes(scene: Scene) -> int:
     tokens = scene.in_pages(scene.lengths.total_tokens)
-    return tokens * scene.token_bytes + scene.state_slots * scene.state_bytes
+    return tokens * scene.token_bytes + (scene.state_slots - 1) * scene.state_bytes
 
 
 def _state_pools(scene: Scene, ratio: float) -> list[Store]:
@@ -155,6 +159,12 @@ def _shared_states(scene: Scene) -> Store:
     return Store(capacity=_bytes(scene), at_end=_state_request_bytes(scene))
 
 
+def _capped_states(scene: Scene) -> Store:
+    """As if bytes were shared, with all the states that a running request needs to be let in."""
+    held = _state_request_bytes(scene) + scene.state_bytes
+    return Store(capacity=_bytes(scene), at_end=held)
+
+
 def _best_state_ratio(scene: Scene, requests: int) -> float:
     share = (requests * scene.state_slots + 1) * scene.state_bytes / _bytes(scene)
     return share / (1 - share)
@@ -169,7 +179,7 @@ def _best(
 ) -> Split:
     """The ratio that holds most, found from what shared bytes would hold downwards: a ratio of four
     digits and whole pages lose a request at times."""
-    shared = _shared_windows(scene) if scene.stock == "windows" else _shared_states(scene)
+    shared = _shared_windows(scene) if scene.stock == "windows" else _capped_states(scene)
     at_default = most_requests(stores(scene, default))
     for requests in range(most_requests([shared]), at_default, -1):
         for digits in (2, 3, 4, 5, 6):

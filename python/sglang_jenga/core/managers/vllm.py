@@ -11,7 +11,7 @@ Its planner's rules (kv_cache_planning.py), with prefix caching on and its defau
                          or as the largest where that is less than 1.5 times as many; the last
                          group of a kind is padded
     a block              one page in each layer of a group; any group may take it
-    states               two blocks per request and group (its own and the one cached before)
+    states               one block per request and group; two while it passes from one to the next
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sglang_jenga.core.policies import Cross, State
 
 #: --block-size, and the alignment of its attention kernels.
 BLOCK_TOKENS = 16
-STATE_BLOCKS = 2
+STATE_PEAK_BLOCKS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,8 @@ def vllm(scene: Scene) -> Capacity:
     at_end = peak = 0
     for group in layout.groups:
         (demand,) = demands(scene, (group.spec,), group.block_tokens or 1)
-        states = STATE_BLOCKS if isinstance(group.spec.policy, State) else 1
-        at_end += group.num_groups * demand.at_end_pages * states
+        states = STATE_PEAK_BLOCKS if isinstance(group.spec.policy, State) else 1
+        at_end += group.num_groups * demand.at_end_pages
         peak += group.num_groups * demand.peak_pages * states
     store = Store(
         capacity=scene.total_bytes // layout.bytes_per_block - 1, at_end=at_end, peak=peak
