@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sglang_jenga.core.capacity import uniform_paging_waste
@@ -196,6 +198,18 @@ def test_pools_are_as_large_as_sglangs(name: str, gib: int, tokens: int, others:
     split = sglang_module._window_pools if scene.stock == "windows" else sglang_module._state_pools
     ratio = 0.8 if scene.stock == "windows" else 0.9
     assert [store.capacity for store in split(scene, ratio)] == [tokens, others]
+
+
+def test_sglangs_pools_count_layers_that_share_the_k_and_v_of_others() -> None:
+    """Gemma 4 E4B: 7 full and 35 window layers, of which 3 and 15 store nothing."""
+    stored = model("gemma4-e4b")
+    scene = replace(
+        scene_of(stored, Lengths(prompt_tokens=1000, output_tokens=1000)),
+        stock_specs=stored.stock_specs,
+    )
+    assert [spec.num_layers for spec in stored.stock_specs] == [7, 35]
+    assert sglang_module._cells(scene) == (7 * 2 * 2 * 512 * 2, 35 * 2 * 2 * 256 * 2)
+    assert model("gemma3-27b").stock_specs == model("gemma3-27b").specs
 
 
 def test_states_that_are_set_aside_limit_running_requests() -> None:

@@ -137,6 +137,7 @@ def make_report(args: argparse.Namespace) -> Report:
         page_tokens=args.page_size,
         lengths=lengths,
         state_slots=model.family.state_slots,
+        stock_specs=model.stock_specs + specs[len(model.specs) :],
         side_cache_bytes=_SIDE_CACHE_BYTES if model.kinds.embedding is not None else 0,
     )
     return Report(

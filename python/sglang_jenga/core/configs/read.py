@@ -38,13 +38,16 @@ class StoredModel:
     """What one rank of a server stores of a model.
 
     kinds: its layers by kind. specs: the same as the planner and the runtime take them.
-    kv: type of K and V. image_tokens: K/V that one picture takes in cross layers, 0 without them.
+    stock_specs: as SGLang's own pools count layers: those that share an earlier layer's K/V have
+    their own there. kv: type of K and V. image_tokens: K/V that one picture takes in cross layers,
+    0 without them.
     """
 
     architecture: str
     family: Family
     kinds: ModelKinds
     specs: tuple[KindSpec, ...]
+    stock_specs: tuple[KindSpec, ...]
     kv: Dtype
     image_tokens: int
 
@@ -64,11 +67,14 @@ def read_model(config: Mapping[str, Any], flags: ServeFlags | None = None) -> St
     seen = family.images == "always" or (family.images == "flag" and flags.enable_multimodal)
     if seen and "vision_config" in config:
         kinds = replace(kinds, embedding=(fields.integer("hidden_size"), computed_in))
+    unshared = replace(fields, values={**fields.values, _SHARING: 0})
+    apart = family.layers(unshared, flags.tp) if fields.optional(_SHARING) else kinds
     return StoredModel(
         architecture=fields.architecture,
         family=family,
         kinds=kinds,
         specs=kinds.specs(stored_in),
+        stock_specs=apart.specs(stored_in),
         kv=stored_in,
         image_tokens=_picture_tokens(config) if kinds.cross else 0,
     )
@@ -112,6 +118,8 @@ def _fields(config: Mapping[str, Any], flags: ServeFlags) -> tuple[Fields, Famil
     return fields, family
 
 
+#: How many layers at the end reuse the K/V of earlier ones.
+_SHARING = "num_kv_shared_layers"
 #: Fields that a model around a text model states for both.
 _SHARED = ("dtype", "torch_dtype", "quantization_config")
 

@@ -124,7 +124,8 @@ class Capacity:
 class Scene:
     """The model, the bytes and the requests that managers are compared on.
 
-    stock: how SGLang's own pools hold the model. state_slots: states that they set aside for each
+    stock: how SGLang's own pools hold the model; stock_specs: the layers that they count, empty: the
+    same. state_slots: states that they set aside for each
     running request. side_cache_bytes: SGLang's cache of image embeddings, beside its pools.
     """
 
@@ -134,6 +135,7 @@ class Scene:
     page_tokens: int
     lengths: Lengths
     state_slots: int = 0
+    stock_specs: tuple[KindSpec, ...] = ()
     side_cache_bytes: int = 0
 
     @property
@@ -170,6 +172,12 @@ class Scene:
     def token_bytes(self) -> int:
         """K/V of one token in every layer."""
         return sum(spec.payload_bytes for spec in self.token_specs)
+
+    @property
+    def stock_token_specs(self) -> tuple[KindSpec, ...]:
+        """Kinds with K/V, as SGLang's own pools count layers."""
+        specs = self.stock_specs or self.specs
+        return tuple(s for s in specs if not isinstance(s.policy, State | Vision))
 
     def in_pages(self, tokens: int) -> int:
         """``tokens`` rounded up to whole pages, in tokens."""

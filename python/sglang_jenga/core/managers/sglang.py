@@ -88,8 +88,8 @@ def _one_pool(scene: Scene) -> tuple[Store, int]:
 
 def _cells(scene: Scene) -> tuple[int, int]:
     """Bytes of one token in the full layers, and in the window layers."""
-    full = sum(s.payload_bytes for s in scene.token_specs if isinstance(s.policy, Full))
-    return full, scene.token_bytes - full
+    full = sum(s.payload_bytes for s in scene.stock_token_specs if isinstance(s.policy, Full))
+    return full, sum(s.payload_bytes for s in scene.stock_token_specs) - full
 
 
 def _window_tokens(scene: Scene) -> tuple[int, int]:
