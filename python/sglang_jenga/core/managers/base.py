@@ -124,7 +124,7 @@ class Capacity:
 class Scene:
     """The model, the bytes and the requests that managers are compared on.
 
-    stock: how SGLang's own pools hold the model. stock_specs: the layers that they count, empty: the
+    stock: how SGLang's own pools hold the model. stock_specs: the layers they count, empty: the
     same. state_slots: states that they set aside for each running request. side_cache_bytes:
     SGLang's cache of image embeddings, beside its pools.
     """
