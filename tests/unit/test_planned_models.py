@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from built_models import kinds_of_built_model
+from published_forms import FORMS
 from sglang_jenga.core.configs.dtypes import model_dtype
 from sglang_jenga.core.configs.families import FAMILIES, Family
 from sglang_jenga.core.configs.fields import Fields
@@ -56,6 +58,25 @@ def test_kinds_of_every_tested_family_are_those_of_its_built_model(
     assert one.to_json() == other.to_json()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_kinds_of_published_forms_are_those_of_the_built_model(form: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(FORMS[form]))
+    planned = read_model(find_config(str(tmp_path)).config).specs
+    assert planned == kinds_of_built_model(tmp_path)
+
+
+def test_what_a_server_refuses_is_refused_in_its_words(tmp_path: Path) -> None:
+    """A Mistral that says nothing of windows has one of 4,096 in every layer."""
+    config = {**FORMS["mistral without a window"]}
+    del config["sliding_window"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError) as by_server:
+        kinds_of_built_model(tmp_path)
+    with pytest.raises(ConfigError) as by_plan:
+        read_model(config)
+    assert str(by_plan.value) == str(by_server.value)
+
+
 @pytest.mark.parametrize(
     ("asked", "dtype"), [("bf16", torch.bfloat16), ("fp8_e4m3", torch.float8_e4m3fn)]
 )
@@ -68,7 +89,7 @@ def test_a_kv_dtype_changes_both_alike(
 
 
 #: Fields that a class only uses to fill in ``layer_types``: every n-th layer is full.
-_PERIODS = ("sliding_window_pattern", "full_attention_interval")
+_PERIODS = ("sliding_window_pattern",)
 #: A field that a class takes out of the configuration again.
 _SPENT = ("global_head_dim",)
 

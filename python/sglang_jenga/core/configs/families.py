@@ -48,7 +48,6 @@ _GEMMA3 = {**_GEMMA2, "sliding_window_pattern": 6}
 _GEMMA4 = {"head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
 _QWEN3_NEXT = {
     "head_dim": 256,
-    "full_attention_interval": 4,
     "linear_conv_kernel_dim": 4,
     "linear_key_head_dim": 128,
     "linear_value_head_dim": 128,
@@ -60,12 +59,12 @@ _CPU_ONLY = "a jenga server refuses its short convolutions on a GPU (their kerne
 
 FAMILIES: tuple[Family, ...] = (
     Family(
-        architectures=("LlamaForCausalLM", "Qwen2ForCausalLM"),
+        architectures=("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3MoeForCausalLM"),
         layers=text.uniform,
         model_type="llama",
     ),
     Family(
-        architectures=("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        architectures=("Qwen3ForCausalLM",),
         layers=text.uniform,
         model_type="qwen3",
         defaults={"head_dim": 128},
