@@ -14,13 +14,13 @@ from sglang.srt.runtime_context import publish, reset_context
 from sglang.srt.server_args import ServerArgs
 
 from sglang_jenga.arena.buffer import ArenaBuffer
+from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Chunked, Cross, Full, Policy, Window
 from sglang_jenga.sglang_ext import plugin
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.assembly import build_allocator, build_rows
-from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds, group_layers
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool

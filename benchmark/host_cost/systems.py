@@ -30,11 +30,11 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_jenga.arena.buffer import ArenaBuffer
+from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.policies import Full, Policy, Window
 from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.assembly import build_allocator
-from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.radix import build_radix_cache
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool

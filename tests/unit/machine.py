@@ -25,12 +25,12 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.arena.tables import RowTable
+from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Cross, Full, Policy, TokenPolicy
 from sglang_jenga.sglang_ext import decode
 from sglang_jenga.sglang_ext.assembly import build_allocator, build_rows
-from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.hybrid import HybridArenaAllocator
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.radix import ArenaRadixCache, build_radix_cache

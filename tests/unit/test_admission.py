@@ -18,10 +18,10 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from machine import Machine, make_kinds, make_plan
 from scheduler import Loop
+from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
 from sglang_jenga.sglang_ext.config import TEST_SEED
-from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds
 
 W = 24

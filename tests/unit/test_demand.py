@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from machine import make_kinds, make_plan
+from sglang_jenga.core.demand import MAX_RUN_TOKENS, DemandModel
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Window
-from sglang_jenga.sglang_ext.demand import MAX_RUN_TOKENS, DemandModel
 
 W = 20
 KINDS = make_kinds(full_layers=2, window_layers=5, policy=Window(window_tokens=W))

@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "whether this environment can serve with Jenga, and which flags it would refuse",
     "explain": "why the prefix hit of a prompt has its length",
     "map": "the large pages of a server's arena by kind and state, as a page for a browser",
+    "plan": "the arena of a model from its config.json, and what other managers would hold",
     "top": "the arena of a live server by kind, its requests and hits, in a terminal",
 }
 

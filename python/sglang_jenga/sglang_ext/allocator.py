@@ -21,10 +21,10 @@ from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import ArenaAllocator, IntArray
+from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Cross, State, Vision
-from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.explain import Eviction
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
 from sglang_jenga.sglang_ext.starvation import Starvation

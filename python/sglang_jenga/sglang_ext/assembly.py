@@ -7,9 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sglang_jenga.arena.buffer import ArenaBuffer
+from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.sglang_ext import decode
-from sglang_jenga.sglang_ext.demand import DemandModel
 from sglang_jenga.sglang_ext.model_kinds import FULL, ModelKinds
 from sglang_jenga.sglang_ext.setup import is_cuda, setup_of
 

@@ -11,7 +11,6 @@ kernels index with are made by :class:`ArenaStatePool` and the request table. Sl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -24,51 +23,25 @@ from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import Exhausted
-from sglang_jenga.core.kinds import KindSpec, state_kind
+from sglang_jenga.core.model_kinds import STATE, StateLayers
 from sglang_jenga.core.plan import KindPlan
 
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
-STATE = "state"
 SINK_SLOT = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateLayers:
-    """What the recurrent layers of a model keep per request (sizes of this rank).
-
-    conv_shapes: one shape per convolution state of a layer.
-    temporal_shape: the recurrent state of a layer; None where the convolution is all there is.
-    """
-
-    layer_ids: tuple[int, ...]
-    conv_shapes: tuple[tuple[int, ...], ...]
-    conv_dtype: torch.dtype
-    temporal_shape: tuple[int, ...] | None
-    temporal_dtype: torch.dtype
-
-    @classmethod
-    def of(cls, params: Any) -> StateLayers:
-        """From SGLang's ``mamba2_cache_params`` (every recurrent family states its own)."""
-        temporal = tuple(params.shape.temporal)
-        return cls(
-            layer_ids=tuple(params.layers),
-            conv_shapes=tuple(tuple(shape) for shape in params.shape.conv),
-            conv_dtype=params.dtype.conv,
-            temporal_shape=temporal if prod(temporal) else None,
-            temporal_dtype=params.dtype.temporal,
-        )
-
-    def spec(self) -> KindSpec:
-        return state_kind(
-            STATE,
-            self.layer_ids,
-            conv_shapes=self.conv_shapes,
-            conv_itemsize=self.conv_dtype.itemsize,
-            temporal_shape=self.temporal_shape,
-            temporal_itemsize=self.temporal_dtype.itemsize,
-        )
+def state_layers(params: Any) -> StateLayers:
+    """From SGLang's ``mamba2_cache_params`` (every recurrent family states its own)."""
+    temporal = tuple(params.shape.temporal)
+    return StateLayers(
+        layer_ids=tuple(params.layers),
+        conv_shapes=tuple(tuple(shape) for shape in params.shape.conv),
+        conv_dtype=params.dtype.conv,
+        temporal_shape=temporal if prod(temporal) else None,
+        temporal_dtype=params.dtype.temporal,
+    )
 
 
 class ArenaStateSlots(MambaSlotAllocator):
