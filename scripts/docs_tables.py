@@ -16,15 +16,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python"))
 
+from sglang_jenga.cli import doctor as doctor_command  # noqa: E402
+from sglang_jenga.cli import explain as explain_command  # noqa: E402
 from sglang_jenga.cli import plan as plan_command  # noqa: E402
 from sglang_jenga.cli import plan_text  # noqa: E402
 from sglang_jenga.cli.spans import ASCII  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
-from sglang_jenga.sglang_ext.hooks import HOOKS  # noqa: E402
+from sglang_jenga.sglang_ext.diagnose import ON_CPU  # noqa: E402
+from sglang_jenga.sglang_ext.hooks import HOOKS, SUPPORTED_SGLANG  # noqa: E402
 from sglang_jenga.sglang_ext.metric_table import METRICS, PREFIX  # noqa: E402
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS  # noqa: E402
+from sglang_jenga.sglang_ext.refusals import problem  # noqa: E402
 
 _BLOCK = re.compile(r"(<!-- table ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ARENA_BYTES = 40 * 2**30
@@ -150,6 +154,51 @@ def beliefs() -> str:
     return table(titles, rows)
 
 
+def shown(command: str, output: str) -> str:
+    """A command and what it prints, as a block."""
+    lines = [f"$ {command}", *output.splitlines()]
+    return "\n".join(["", *(f"    {line}".rstrip() for line in lines), "", ""])
+
+
+def doctor() -> str:
+    """Findings of a machine without a GPU, where one flag is refused."""
+    (row,) = [row for row in REFUSALS if row.flag == "--enable-hierarchical-cache"]
+    hooked = f"plugin loaded, {len(HOOKS)} of {len(HOOKS)} hooks as expected"
+    says = {
+        "versions": f"python 3.11.7, sglang-jenga 0.1.0, sglang {SUPPORTED_SGLANG[-1]}, ...",
+        "plugin": "sglang_jenga.sglang_ext.plugin:load",
+        "settings": "SGLANG_JENGA_* variables parse",
+        "launcher process": hooked,
+        "scheduler process": hooked,
+        "platform": "PortableCpuPlatform, no GPU: a test bed, not speed",
+        "attention backends": f"{ON_CPU} (the others need a GPU: ...)",
+        "command line": problem(row, True),
+    }
+    findings = [{"check": k, "ok": k != "command line", "says": [v]} for k, v in says.items()]
+    return shown(
+        f"sglang-jenga doctor -- --model-path google/gemma-3-27b-it {row.flag}",
+        doctor_command.describe(findings),
+    )
+
+
+def explain() -> str:
+    """The report of a request whose window was taken."""
+    report = {
+        "rid": "mixed-17",
+        "prompt_tokens": 1200,
+        "hit_tokens": 0,
+        "full_only_tokens": 600,
+        "tokens_by_kind": {"window": 0},
+        "cut_by": "window",
+        "missing_token": 576,
+        "evicted_by": {"cause": "request 7 started", "starving_kind": "full"},
+        "rest_evicted_by": None,
+    }
+    return shown(
+        "sglang-jenga explain localhost:30000 --rid mixed-17", explain_command.describe(report)
+    )
+
+
 PLAN_EXAMPLE = ("gpt-oss-20b", "--kv", "8GiB", "--prompt-tokens", "8000", "--output-tokens", "500")
 #: Name -> (text tokens, image tokens) of vLLM's RFC #11382.
 RFC = {
@@ -167,11 +216,8 @@ def _report(*words: str) -> plan_command.Report:
 
 def plan() -> str:
     """The output of ``sglang-jenga plan``, as a block."""
-    lines = [
-        f"$ sglang-jenga plan {' '.join(PLAN_EXAMPLE)}",
-        *plan_text.describe(_report(*PLAN_EXAMPLE)).splitlines(),
-    ]
-    return "\n".join(["", *(f"    {line}".rstrip() for line in lines), "", ""])
+    report = _report(*PLAN_EXAMPLE)
+    return shown(f"sglang-jenga plan {' '.join(PLAN_EXAMPLE)}", plan_text.describe(report))
 
 
 def rfc() -> str:
@@ -198,6 +244,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "beliefs": beliefs,
     "plan": plan,
     "rfc": rfc,
+    "doctor": doctor,
+    "explain": explain,
 }
 
 
