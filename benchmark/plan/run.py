@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a server build the arena that ``sglang-jenga plan`` predicts?
 
-    python benchmark/plan/run.py [--family F ...] [--setting S ...]
+    python benchmark/plan/run.py [--family F ...] [--setting S ...] [--recorded]
 
 For each tested family the command plans the tiny checkpoint, a real server is started on it, and
 what the server reports is compared. Rows go to results/<family>.jsonl, results/table.md is written
-from all of them.
+from all of them. With --recorded no server is started: what the recorded ones reported is compared
+with what the command predicts now.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ def main() -> int:
         checkpoint = build_checkpoint(family, args.work_dir)
         for setting in settings_of(family):
             if setting in args.setting:
-                row = _row(family, setting, checkpoint, args.work_dir)
+                if args.recorded:
+                    recorded = _stored(family).get(setting)
+                    if recorded is None or recorded["booted"] is None:
+                        continue
+                    row = _predicted_anew(recorded, checkpoint)
+                else:
+                    row = _row(family, setting, checkpoint, args.work_dir)
                 wrong += row["status"] != "equal"
                 print(row["status"], family, setting, *row["differences"], flush=True)
                 _store(row)
@@ -56,6 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=tuple(SETTINGS))
+    parser.add_argument("--recorded", action="store_true", help="start no server")
     parser.add_argument("--work-dir", type=Path, default=REPOSITORY / "build" / "identity")
     return parser.parse_args()
 
@@ -99,6 +107,20 @@ def _row(family: str, setting: str, checkpoint: Path, work_dir: Path) -> dict[st
         return row | {"status": "failed", "differences": [str(error).splitlines()[-1]]}
     found = differences(row["predicted"], row["booted"])
     return row | {"status": "different" if found else "equal", "differences": found}
+
+
+def _predicted_anew(row: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """A recorded row with today's prediction; what the server reported stays as it was."""
+    chosen = settings_of(row["family"])[row["setting"]]
+    new = booted(planned(checkpoint, row["family"], row["setting"]))
+    found = differences(new, row["booted"])
+    return row | {
+        "predicted": new,
+        "predicted_commit": commit(),
+        "plan_flags": list(chosen.plan),
+        "status": "different" if found else "equal",
+        "differences": found,
+    }
 
 
 def _stored(family: str) -> dict[str, dict[str, Any]]:

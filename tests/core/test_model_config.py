@@ -157,6 +157,17 @@ def test_states_are_float32_unless_the_configuration_or_a_flag_says_otherwise() 
     assert read(config, mamba_ssm_dtype="bfloat16").specs[1].payload_bytes == half
 
 
+def test_convolutions_follow_their_variable_and_jambas_the_checkpoint() -> None:
+    def conv_bytes(name: str, **flags: Any) -> int:
+        spec = read(dict(PUBLISHED[name].config) | {"torch_dtype": "float32"}, **flags).specs[1]
+        return next(row.itemsize_bytes for row in spec.rows if row.part == "conv0")
+
+    assert conv_bytes("qwen3-next-80b") == 2
+    assert conv_bytes("granite-4.0-h-small", mamba_conv_dtype="float32") == 4
+    assert conv_bytes("jamba-v0.1") == 4
+    assert conv_bytes("jamba-v0.1", mamba_conv_dtype="bfloat16") == 2
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 

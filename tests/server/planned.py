@@ -13,19 +13,21 @@ from server.run import ENDS_ONLY
 from server.variants import STATE_GRID_TOKENS, family_flags
 
 ARENA = "48MiB"
+#: ``sglang_portable_cpu`` keeps convolution states in the model's own dtype on a plain CPU.
+_STATES = ("--mamba-conv-dtype", "float32")
 _CHUNK = ("--chunked-prefill-size", "128")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSetting:
-    """Flags that the command and the server both take. server: those of the server alone."""
+    """Flags that the command and the server both take. planned: those of the command alone."""
 
     shared: tuple[str, ...] = ()
-    server: tuple[str, ...] = ()
+    planned: tuple[str, ...] = ()
 
     @property
     def plan(self) -> tuple[str, ...]:
-        return ("--kv", ARENA, "--dtype", "float32", *_CHUNK, *self.shared)
+        return ("--kv", ARENA, "--dtype", "float32", *_CHUNK, *self.shared, *self.planned)
 
 
 SETTINGS: Mapping[str, PlanSetting] = {
@@ -39,8 +41,9 @@ def settings_of(family: str) -> Mapping[str, PlanSetting]:
     """The settings that a family can be served in, with the flags that it always needs."""
     one_page = family == "mllama" or STATE_GRID_TOKENS.get(family) == ENDS_ONLY
     own = family_flags(family)
+    states = family in STATE_GRID_TOKENS
     return {
-        name: PlanSetting(shared=(*setting.shared, *own), server=setting.server)
+        name: PlanSetting(shared=(*setting.shared, *own), planned=_STATES if states else ())
         for name, setting in SETTINGS.items()
         if not (one_page and name == "page16")
     }
@@ -53,7 +56,7 @@ def spec_of(family: str, setting: str, checkpoint: Path) -> ServerSpec:
     return ServerSpec(
         model_path=checkpoint,
         jenga=True,
-        flags=(*flags, *chosen.shared, *chosen.server),
+        flags=(*flags, *chosen.shared),
         env={"SGLANG_VLM_CACHE_SIZE_MB": "1"},
     )
 

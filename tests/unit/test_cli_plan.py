@@ -121,6 +121,11 @@ def test_flags_reach_the_command(capsys: Any) -> None:
         assert f" {flag}" in command, flag
 
 
+def test_a_variable_stands_before_the_command(capsys: Any) -> None:
+    found = plan(capsys, "qwen3-next-80b", "--kv", "9GiB", "--mamba-conv-dtype", "float32")
+    assert found["command"].startswith("SGLANG_MAMBA_CONV_DTYPE=float32 sglang serve ")
+
+
 def test_every_flag_of_a_command_is_one_that_sglang_takes(capsys: Any) -> None:
     import argparse
 

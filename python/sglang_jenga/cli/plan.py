@@ -77,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-dtype", choices=("auto", *KV_DTYPES), default="auto", help="(%(default)s)"
     )
     parser.add_argument("--mamba-ssm-dtype", choices=tuple(STATE_DTYPES), help="of states")
+    parser.add_argument(
+        "--mamba-conv-dtype",
+        choices=tuple(STATE_DTYPES),
+        help="of convolution states: the server's variable SGLANG_MAMBA_CONV_DTYPE",
+    )
     parser.add_argument("--page-size", type=_count, default=1, help="tokens (%(default)s)")
     parser.add_argument(
         "--chunked-prefill-size", type=int, metavar="TOKENS", help="-1: whole prompts (8192)"
@@ -111,6 +116,7 @@ def make_report(args: argparse.Namespace) -> Report:
         dtype=args.dtype,
         kv_cache_dtype=args.kv_cache_dtype,
         mamba_ssm_dtype=args.mamba_ssm_dtype,
+        mamba_conv_dtype=args.mamba_conv_dtype,
         enable_multimodal=args.enable_multimodal,
     )
     model = read_model(found.config, flags)
@@ -214,7 +220,10 @@ def _budget(args: argparse.Namespace, found: FoundConfig, draft: FoundConfig | N
 
 
 def _command(args: argparse.Namespace, found: FoundConfig, model: StoredModel) -> str:
-    words = ["sglang", "serve", "--model-path", found.model_path]
+    words = []
+    if args.mamba_conv_dtype is not None:
+        words.append(f"SGLANG_MAMBA_CONV_DTYPE={args.mamba_conv_dtype}")
+    words += ["sglang", "serve", "--model-path", found.model_path]
     words += ["--radix-cache-backend", "jenga"]
     if args.kv is not None:
         words += ["--jenga-arena-size", _exact_size(args.kv)]

@@ -87,6 +87,12 @@ def state_dtype(fields: Fields, *, field_counts: bool = True) -> Dtype:
     return _known(str(chosen), STATE_DTYPES, "mamba_ssm_dtype")
 
 
+def conv_dtype(fields: Fields, usual: Dtype = BFLOAT16) -> Dtype:
+    """What convolution states are stored in: ``SGLANG_MAMBA_CONV_DTYPE``, else ``usual``."""
+    asked = fields.mamba_conv_dtype
+    return usual if asked is None else _known(asked, STATE_DTYPES, "mamba_conv_dtype")
+
+
 def _known(name: str, table: dict[str, Dtype], where: str) -> Dtype:
     found = table.get(name.removeprefix("torch.").lower())
     if found is None:

@@ -16,7 +16,8 @@ class Fields:
 
     values: the text model's own fields. outer: those of the model around it, if there is one.
     defaults: what the architecture means where a checkpoint leaves a field out.
-    mamba_ssm_dtype: the server's flag of that name, None: it is not given.
+    mamba_ssm_dtype: the server's flag of that name, None: it is not given. mamba_conv_dtype: its
+    variable SGLANG_MAMBA_CONV_DTYPE.
     """
 
     architecture: str
@@ -24,6 +25,7 @@ class Fields:
     outer: Mapping[str, Any]
     defaults: Mapping[str, Any]
     mamba_ssm_dtype: str | None = None
+    mamba_conv_dtype: str | None = None
 
     def optional(self, name: str) -> Any:
         """The value, the default where the field is left out; None where neither exists."""

@@ -20,13 +20,15 @@ from sglang_jenga.core.model_kinds import ModelKinds
 class ServeFlags:
     """The flags of a server that decide what it stores, by SGLang's names.
 
-    tp: tensor parallel ranks; sizes are those of one of them.
+    tp: tensor parallel ranks; sizes are those of one of them. mamba_conv_dtype: the variable
+    SGLANG_MAMBA_CONV_DTYPE, None: unset.
     """
 
     tp: int = 1
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     mamba_ssm_dtype: str | None = None
+    mamba_conv_dtype: str | None = None
     enable_multimodal: bool = False
 
     def __post_init__(self) -> None:
@@ -114,6 +116,7 @@ def _fields(config: Mapping[str, Any], flags: ServeFlags) -> tuple[Fields, Famil
         outer={name: config[name] for name in _SHARED if name in config},
         defaults=family.defaults,
         mamba_ssm_dtype=flags.mamba_ssm_dtype,
+        mamba_conv_dtype=flags.mamba_conv_dtype,
     )
     return fields, family
 

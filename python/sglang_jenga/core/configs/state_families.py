@@ -6,7 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sglang_jenga.core.configs.attention_families import attention, number_of_layers
-from sglang_jenga.core.configs.dtypes import BFLOAT16, Dtype, state_dtype, stated_dtype
+from sglang_jenga.core.configs.dtypes import (
+    BFLOAT16,
+    Dtype,
+    conv_dtype,
+    state_dtype,
+    stated_dtype,
+)
 from sglang_jenga.core.configs.fields import Fields
 from sglang_jenga.core.configs.states import channel_states, convolutions, head_states
 from sglang_jenga.core.errors import ConfigError
@@ -42,7 +48,7 @@ def _full(kinds: Sequence[str]) -> list[Policy | None]:
 
 def _dtypes(fields: Fields) -> tuple[Dtype, Dtype]:
     """Of convolutions (SGLang's default, whatever the model's) and of states."""
-    return BFLOAT16, state_dtype(fields)
+    return conv_dtype(fields), state_dtype(fields)
 
 
 def _grouped(
@@ -66,7 +72,7 @@ def granite_hybrid(fields: Fields, tp: int) -> ModelKinds:
         head_dim=fields.integer("mamba_d_head"),
         state_size=fields.integer("mamba_d_state"),
         conv_width=fields.integer("mamba_d_conv"),
-        conv=BFLOAT16,
+        conv=conv_dtype(fields),
         temporal=state_dtype(fields, field_counts=False),
     )
     return _grouped(fields, tp, kinds, states, fields.head_dim(stated=False))
@@ -202,7 +208,7 @@ def jamba(fields: Fields, tp: int) -> ModelKinds:
         channels=fields.integer("mamba_expand") * fields.integer("hidden_size"),
         state_size=fields.integer("mamba_d_state"),
         conv_width=fields.integer("mamba_d_conv"),
-        conv=stated_dtype(fields) or BFLOAT16,
+        conv=conv_dtype(fields, stated_dtype(fields) or BFLOAT16),
         temporal=state_dtype(fields),
     )
     return _grouped(fields, tp, kinds, states, fields.head_dim())
