@@ -150,15 +150,19 @@ class ArenaAllocator:
         asked = ", ".join(
             f"{k.name} {n}" for k, n in zip(self._kinds, small_pages, strict=True) if n
         )
+        return (
+            f"asked for {asked} small pages = {self.large_pages_for(small_pages)} large pages, "
+            f"{self.explain_holders()}"
+        )
+
+    def explain_holders(self) -> str:
+        """What each kind holds and how many large pages are free: one line for logs."""
         held = ", ".join(
             f"{c.name} {c.large_pages} large ({c.used_small_pages} used, "
             f"{c.reserved_small_pages} reserved, {c.hole_small_pages} free small pages)"
             for c in self.census()
         )
-        return (
-            f"asked for {asked} small pages = {self.large_pages_for(small_pages)} large pages, "
-            f"{self.large.num_free} of {self.large.num_usable} free; held by {held}"
-        )
+        return f"{self.large.num_free} of {self.large.num_usable} free; held by {held}"
 
     def unused_small_pages(self, kind: int) -> IntArray:
         """Ids of small pages that ``kind`` has free or could take, ascending (debug paths)."""

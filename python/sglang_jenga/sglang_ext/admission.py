@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 
-from sglang_jenga.sglang_ext.starvation import log_starvation
-
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
@@ -56,6 +54,8 @@ class ArenaPrefillBudget(PrefillBudget):
         #: Window growth of running requests, and the state of the arena it was summed up for.
         self._growth = 0.0
         self._growth_version = -1
+        #: What the last question that was answered with no asked for, small pages per kind.
+        self._short_of = self.pending_pages
         #: A request got a shorter chunk than it could use, for want of memory.
         self._starved = False
 
@@ -84,7 +84,10 @@ class ArenaPrefillBudget(PrefillBudget):
             )
         for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
             asked[kind] = self._pages(tokens)
-        return bool(arena.fits_once_evicted(self.tree_cache, asked))
+        fits = bool(arena.fits_once_evicted(self.tree_cache, asked))
+        if not fits:
+            self._short_of = asked
+        return fits
 
     def _states_asked(self, newcomers: int, pending: int) -> int:
         """States for newcomers and for those admitted in this pass, and what they leave the cache.
@@ -125,7 +128,14 @@ class ArenaPrefillBudget(PrefillBudget):
         demand = [pages + asked for pages, asked in zip(self.pending_pages, more, strict=True)]
         arena = self.allocator
         cause = f"request {arena.candidate} started" if states else "a prompt's next chunk ran"
-        return bool(arena.reclaim(self.tree_cache, demand, cause=cause, sparing=sparing))
+        fits = bool(arena.reclaim(self.tree_cache, demand, cause=cause, sparing=sparing))
+        if not fits:
+            self._short_of = demand
+        return fits
+
+    def _note_refusal(self, rid: str) -> None:
+        arena = self.allocator
+        arena.starvation.note_refusal(arena, self.tree_cache, self._short_of, rid)
 
     def _largest_chunk_now(self, limit: int, states: int, *, sparing: bool = False) -> int:
         """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""
@@ -187,6 +197,7 @@ class ArenaPrefillBudget(PrefillBudget):
     ) -> tuple[bool, int | None]:
         now = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
         if self._starved:  # a newcomer must not take the bytes that a half-done prompt waits for
+            self._note_refusal(self.allocator.candidate)
             return False, None
         if self.is_idle:
             if self._make_free_now(now, NEWCOMER_STATES):
@@ -202,8 +213,7 @@ class ArenaPrefillBudget(PrefillBudget):
                 if self._admits(extend_input_len, total_tokens, max_new_tokens, chunk, chunk):
                     self._starved = True
                     return True, chunk
-        demand = self._demand_of_newcomer(now, NEWCOMER_STATES)
-        log_starvation(self.allocator, self.tree_cache, demand)
+        self._note_refusal(self.allocator.candidate)
         return False, None
 
     def _admits(
@@ -257,7 +267,10 @@ class ArenaPrefillBudget(PrefillBudget):
         if spares_states and 2 * shorter < now and possible and self._make_free_now(now, 0):
             return chunk_limit
         self._starved = True
-        return shorter or self._largest_chunk_now(now, 0) or None
+        shorter = shorter or self._largest_chunk_now(now, 0)
+        if not shorter:
+            self._note_refusal("")
+        return shorter or None
 
     def reserve(
         self,

@@ -27,7 +27,7 @@ from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Cross, State, Vision
 from sglang_jenga.sglang_ext.explain import Eviction
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
-from sglang_jenga.sglang_ext.starvation import starving_kind
+from sglang_jenga.sglang_ext.starvation import Starvation, starving_kind
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import KVCache
@@ -89,6 +89,7 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         self.slide_at: IntArray = np.zeros(req_pool.num_rows, dtype=np.int64)
         #: Share of recently started requests that continued a cached state.
         self.state_hit_rate = 0.0
+        self.starvation = Starvation(kind.spec.name for kind in plan.kinds)
         self._offsets = np.arange(self.page_size, dtype=np.int64)
         req_pool.attach(self)
 
@@ -208,11 +209,13 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         demand = self.demand_of(num_pages)
         if self.reclaim(tree_cache, demand, cause="running requests decoded"):
             return True
-        if self.state_kind is None or requests is None:
-            return False
-        # Snapshots that running requests hold only save work later: they go before a request does.
-        self.req_pool.drop_snapshots(requests)
-        return self.core.fits(demand)
+        if self.state_kind is not None and requests is not None:
+            # Snapshots of running requests only save work later: they go before a request does.
+            self.req_pool.drop_snapshots(requests)
+            if self.core.fits(demand):
+                return True
+        self.starvation.note_shortage(self, tree_cache, demand)
+        return False
 
     def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> Any:
         from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
@@ -383,7 +386,7 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         return self.core.audit()
 
     def debug_print(self) -> str:
-        return f"arena: {self.core.explain_shortage([0] * len(self.kinds))}\n"
+        return f"arena: {self.core.explain_holders()}\n"
 
     def resize(self, config: Any) -> None:
         raise NotImplementedError(

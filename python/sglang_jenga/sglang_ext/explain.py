@@ -144,16 +144,20 @@ class HitLog:
         if report.cut_by is not None:
             self.cut_tokens[report.cut_by] += report.full_only_tokens - report.hit_tokens
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: sums, and reports by request id, oldest first."""
+    def sums(self) -> dict[str, Any]:
+        """JSON-ready: what all requests since start add up to."""
         return {
             "requests": self.requests,
             "prompt_tokens": self.prompt_tokens,
             "hit_tokens": self.hit_tokens,
             "full_only_tokens": self.full_only_tokens,
             "cut_tokens": dict(self.cut_tokens),
-            "reports": {rid: asdict(report) for rid, report in self._reports.items()},
         }
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: sums, and reports by request id, oldest first."""
+        reports = {rid: asdict(report) for rid, report in self._reports.items()}
+        return {**self.sums(), "reports": reports}
 
     def _report(self, rid: str, walk: Walk, root: UnifiedTreeNode) -> HitReport:
         full_only = sum(step.num_tokens for step in walk.steps)

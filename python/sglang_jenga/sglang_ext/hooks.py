@@ -39,6 +39,7 @@ class Hook:
 _SRT = "sglang.srt"
 _CONFIGURATOR = f"{_SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _CORE = f"{_SRT}.mem_cache.unified_cache.unified_tree_core.UnifiedTreeCore"
+_REPORTER = f"{_SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter"
 _SWA = f"{_SRT}.mem_cache.unified_cache.components.SWAComponent"
 
 HOOKS: tuple[Hook, ...] = (
@@ -107,6 +108,37 @@ HOOKS: tuple[Hook, ...] = (
         kind="after",
         reason="show the arena in /server_info",
         upstream="contributors registered by allocators",
+    ),
+    Hook(
+        target=f"{_REPORTER}.__post_init__",
+        parameters=("self",),
+        kind="after",
+        reason="register metrics of the arena with the labels of SGLang's own",
+        upstream="collectors contributed by allocators",
+    ),
+    Hook(
+        target=f"{_SRT}.observability.metrics_collector.SchedulerMetricsCollector.log_stats",
+        parameters=("self", "stats"),
+        kind="after",
+        reason="publish metrics of the arena when SGLang publishes its own",
+        upstream="collectors contributed by allocators",
+    ),
+    Hook(
+        target=f"{_REPORTER}._maybe_log_idle_metrics",
+        parameters=("self",),
+        kind="after",
+        reason="publish them once more when a server goes idle or its cache is flushed",
+        upstream="collectors contributed by allocators",
+    ),
+    Hook(
+        target=(
+            f"{_SRT}.managers.scheduler_components.pool_stats_observer"
+            ".SchedulerPoolStatsObserver.get_pool_stats"
+        ),
+        parameters=("self",),
+        kind="after",
+        reason="measure usages in SGLang's gauges and log lines against the arena",
+        upstream="let allocators make the PoolStats",
     ),
     Hook(
         target=f"{_SRT}.server_args.ServerArgs.add_cli_args",

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _loaded = False
 _SRT = "sglang.srt"
+_COMPONENTS = f"{_SRT}.managers.scheduler_components"
 
 
 def is_requested(server_args: Any) -> bool:
@@ -110,6 +111,14 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
             f"{_SRT}.managers.scheduler_components.internal_state"
             ".SchedulerInternalStateController._add_memory_usage"
         ): _add_memory_usage,
+        f"{_COMPONENTS}.metrics_reporter.SchedulerMetricsReporter.__post_init__": _init_reporter,
+        (f"{_SRT}.observability.metrics_collector.SchedulerMetricsCollector.log_stats"): _log_stats,
+        f"{_COMPONENTS}.metrics_reporter.SchedulerMetricsReporter._maybe_log_idle_metrics": (
+            _log_idle_metrics
+        ),
+        f"{_COMPONENTS}.pool_stats_observer.SchedulerPoolStatsObserver.get_pool_stats": (
+            _get_pool_stats
+        ),
         f"{_SRT}.server_args.ServerArgs.add_cli_args": _add_cli_args,
         f"{_SRT}.server_args.ServerArgs.from_cli_args": _from_cli_args,
     }
@@ -181,7 +190,37 @@ def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> No
 
     arena = controller.scheduler.token_to_kv_pool_allocator
     if isinstance(arena, ArenaAllocatorBase):
-        state["jenga"] = snapshot(arena, controller.scheduler.tree_cache)
+        state["jenga"] = snapshot(arena, controller.scheduler.tree_cache, controller.scheduler)
+
+
+def _init_reporter(result: Any, reporter: Any) -> None:
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+    from sglang_jenga.sglang_ext.metrics import attach
+
+    if isinstance(reporter.scheduler.token_to_kv_pool_allocator, ArenaAllocatorBase):
+        attach(reporter.scheduler, reporter.metrics_collector_context)
+
+
+def _log_stats(result: Any, collector: Any, stats: Any) -> None:
+    from sglang_jenga.sglang_ext.metrics import publish
+
+    publish(collector)
+
+
+def _log_idle_metrics(result: Any, reporter: Any) -> None:
+    from sglang_jenga.sglang_ext.metrics import publish_idle
+
+    publish_idle(reporter.metrics_collector)
+
+
+def _get_pool_stats(result: Any, observer: Any) -> Any:
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+    from sglang_jenga.sglang_ext.pool_stats import on_arena
+
+    arena = observer.token_to_kv_pool_allocator
+    if not isinstance(arena, ArenaAllocatorBase):
+        return result
+    return on_arena(result, arena, observer.tree_cache)
 
 
 def _add_cli_args(result: Any, parser: Any, *args: Any, **kwargs: Any) -> Any:

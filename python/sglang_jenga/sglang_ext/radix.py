@@ -60,7 +60,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.hits = HitLog(self._policies_by_component())
         #: Who is being made room for.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
-        #: Tokens evicted since start, by component.
+        #: Slots evicted since start, by component; images of cross layers count as full here.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
 
     def _policies_by_component(self) -> dict[ComponentType, tuple[str, Policy]]:
@@ -100,6 +100,7 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def note_start(self, req: Req) -> None:
         """``req`` starts to run on the prefix that it matched last."""
+        self._arena.starvation.note_start(str(req.rid))
         if not self.disable:
             self.hits.note_start(req, self.tree_core.root_node)
 
@@ -207,6 +208,20 @@ class ArenaRadixCache(UnifiedRadixCache):
             evicted["vision"] = self.embeddings.evicted_slots
         return evicted
 
+    def evicted_slots_by_kind(self) -> dict[str, int]:
+        """Slots evicted since start, by the plan's names of the kinds."""
+        kinds = self._arena.plan.kinds
+        evicted = {kinds[FULL_INDEX].spec.name: self.evicted_tokens[ComponentType.FULL]}
+        for name, component in self._components_by_kind.items():
+            evicted[name] = self.evicted_tokens[component]
+        if self._arena.cross_kind is not None:
+            images = self.tree_core.evicted_images
+            evicted[kinds[FULL_INDEX].spec.name] -= images
+            evicted[kinds[self._arena.cross_kind].spec.name] = images
+        if self.embeddings is not None:
+            evicted[kinds[self._arena.vision_kind].spec.name] = self.embeddings.evicted_slots
+        return evicted
+
     def evict_until(self, satisfied: Callable[[], bool], *, sparing: bool = False) -> None:
         """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
 
@@ -264,8 +279,11 @@ class ArenaRadixCache(UnifiedRadixCache):
                 )
             return all(tracker[ct] >= request_by_type[ct] for ct in self.tree_components)
 
+        before = dict(tracker)
         while not satisfied() and self._evict_one(tracker):
             pass
+        for ct, num_tokens in tracker.items():
+            self.evicted_tokens[ct] += num_tokens - before[ct]
 
 
 def _window_policy(arena: ArenaAllocatorBase) -> TokenPolicy:

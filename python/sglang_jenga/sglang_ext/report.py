@@ -1,21 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
 """A read-only snapshot of the arena, the source of everything that shows it.
 
-Counts are atomic together (the scheduler thread takes them between steps). ``used`` splits into
-``held`` (pinned by running requests) and ``cached`` (owned by the prefix tree and evictable).
+``/server_info`` carries :func:`snapshot`; metrics are read off :func:`counts`, which is the same
+without the reports of single requests. Counts are atomic together (the scheduler thread takes them
+between steps). Nothing here reads the device.
+
+Per kind, ``used`` splits into ``held`` (pinned by running requests) and ``cached`` (owned by the
+prefix tree and evictable); held + cached + reserved + free slots fill the kind's large pages.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
-SCHEMA = 1
+SCHEMA = 2
 
 
-def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
-    """The arena by kind, as JSON-ready data. Sizes in bytes, slots of each kind's own size."""
+def counts(
+    arena: ArenaAllocatorBase, tree_cache: Any, scheduler: Any = None, *, longest_tokens: int
+) -> dict[str, Any]:
+    """The arena by kind and what happened since start, as JSON-ready data.
+
+    Sizes in bytes, slots of each kind's own size. ``longest_tokens``: the longest request that an
+    empty arena serves. ``scheduler``: whose queue this is, None: there is none (tests).
+    """
+    kinds = _kinds(arena, tree_cache)
+    plan = arena.plan
+    embeddings = arena.embeddings
+    starvation = arena.starvation
+    return {
+        "schema": SCHEMA,
+        "arena_bytes": plan.arena_bytes,
+        "large_page_bytes": plan.large_page_bytes,
+        "large_pages_total": plan.usable_large_pages,
+        "large_pages_free": arena.core.num_free_large_pages,
+        "geometry": plan.geometry,
+        "longest_request_tokens": longest_tokens,
+        "kinds": kinds,
+        "waste": {
+            "padding_bytes": sum(kind["padding_waste_bytes"] for kind in kinds),
+            "partial_page_bytes": sum(kind["partial_page_waste_bytes"] for kind in kinds),
+        },
+        "running_requests": int(np.count_nonzero(arena.row_tokens)),
+        "waiting_requests": None if scheduler is None else len(scheduler.waiting_queue),
+        "max_running_requests": None if scheduler is None else scheduler.max_running_requests,
+        "realised_running_cap": starvation.realised_running_cap,
+        "waits": dict(starvation.waits),
+        "delayed_requests": dict(starvation.delayed_requests),
+        "retractions": starvation.retractions.total(),
+        "retractions_by_kind": dict(starvation.retractions),
+        "encoder": (
+            None
+            if embeddings is None
+            else {"encoded": embeddings.encoded, "reused": embeddings.reused}
+        ),
+        "hits": tree_cache.hits.sums(),
+        "evicted_tokens": tree_cache.evicted_tokens_by_kind(),
+        "evicted_slots": tree_cache.evicted_slots_by_kind(),
+    }
+
+
+def snapshot(arena: ArenaAllocatorBase, tree_cache: Any, scheduler: Any = None) -> dict[str, Any]:
+    """:func:`counts` and why the last requests hit what they hit."""
+    longest = arena.demand.longest_request_tokens(arena.plan)
+    data = counts(arena, tree_cache, scheduler, longest_tokens=longest)
+    data["hits"] = tree_cache.hits.as_dict()
+    return data
+
+
+def _kinds(arena: ArenaAllocatorBase, tree_cache: Any) -> list[dict[str, Any]]:
     kinds = []
     for index, (kind, census) in enumerate(zip(arena.plan.kinds, arena.core.census(), strict=True)):
         page = kind.slots_per_small_page
@@ -40,22 +97,4 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any) -> dict[str, Any]:
                 "padding_waste_bytes": used * kind.padding_bytes_per_slot,
             }
         )
-    plan = arena.plan
-    embeddings = arena.embeddings
-    return {
-        "schema": SCHEMA,
-        "arena_bytes": plan.arena_bytes,
-        "large_page_bytes": plan.large_page_bytes,
-        "large_pages_total": plan.usable_large_pages,
-        "large_pages_free": arena.core.num_free_large_pages,
-        "geometry": plan.geometry,
-        "longest_request_tokens": arena.demand.longest_request_tokens(plan),
-        "kinds": kinds,
-        "encoder": (
-            None
-            if embeddings is None
-            else {"encoded": embeddings.encoded, "reused": embeddings.reused}
-        ),
-        "hits": tree_cache.hits.as_dict(),
-        "evicted_tokens": getattr(tree_cache, "evicted_tokens_by_kind", dict)(),
-    }
+    return kinds

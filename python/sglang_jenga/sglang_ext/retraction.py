@@ -30,8 +30,10 @@ def retract_the_last_too(result: Retraction, batch: ScheduleBatch) -> Retraction
     ever would be worse.
     """
     retracted, new_token_ratio, aborted = result
-    if not isinstance(batch.token_to_kv_pool_allocator, ArenaAllocatorBase):
+    arena = batch.token_to_kv_pool_allocator
+    if not isinstance(arena, ArenaAllocatorBase):
         return result
+    kept = []
     for req in [req for req in aborted if _out_of_memory(req)]:
         if getattr(req, _RESTARTED_AT, None) == len(req.output_ids):
             continue
@@ -39,6 +41,12 @@ def retract_the_last_too(result: Retraction, batch: ScheduleBatch) -> Retraction
         req.to_finish = None
         aborted.remove(req)
         retracted.append(req)
+        kept.append(str(req.rid))
+    arena.starvation.note_retraction(
+        [str(req.rid) for req in retracted],
+        kept,
+        [str(req.rid) for req in aborted if _out_of_memory(req)],
+    )
     return retracted, new_token_ratio, aborted
 
 

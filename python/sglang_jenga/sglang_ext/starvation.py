@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say which kind starved and who holds the bytes (design sections 4 and 8).
+"""Say and count which kind starved and who holds the bytes (design sections 4 and 8).
 
-A wait is normal under load and happens every scheduling step while it lasts, so the line is printed
-when a wait begins and then at most once per ``INTERVAL_SECONDS``.
+Three things can happen to a request for want of bytes, all of them rare beside steps:
+
+    refusal     admission turns it down; SGLang asks again when a request has finished
+    retraction  it runs, bytes run out while decoding, and it goes back to the queue
+    abort       it is the last one that runs, made no progress, and is given up
+
+A refusal is normal under load, so its log line is printed at most once per ``INTERVAL_SECONDS``.
+Retractions get a line each, beside SGLang's own.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
@@ -18,7 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 10.0
-_last_logged = -INTERVAL_SECONDS
+#: The kind of a retraction that no shortage caused: SGLang was asked to test retraction.
+NO_KIND = "none"
+#: Requests remembered as waiting; those aborted in the queue are never heard of again.
+_KEPT_WAITING = 4096
 
 
 def starving_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:
@@ -48,18 +60,94 @@ def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
     return f"{'; '.join(parts)}; {free} of {allocator.plan.usable_large_pages} large pages free"
 
 
-def log_starvation(
-    allocator: ArenaAllocatorBase, tree_cache: Any, small_pages: Sequence[int]
-) -> None:
-    """One INFO line for a request that has to wait for bytes."""
-    global _last_logged
-    now = time.monotonic()
-    if now - _last_logged < INTERVAL_SECONDS:
-        return
-    _last_logged = now
-    logger.info(
-        "Jenga: a request waits for memory, starving kind: %s (asked for %s small pages). %s",
-        starving_kind(allocator, small_pages),
-        "/".join(str(asked) for asked in small_pages),
-        describe_holders(allocator, tree_cache),
-    )
+class Starvation:
+    """What one arena's requests went without, since start. Kinds go by their names.
+
+    waits: refusals. delayed_requests: requests refused at least once before they started.
+    retractions: requests retracted while decoding. realised_running_cap: requests that held memory
+    when one was last refused, which is the number that memory allows at this traffic; 0: none was
+    refused.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        none = dict.fromkeys(kinds, 0)
+        self.waits: Counter[str] = Counter(none)
+        self.delayed_requests: Counter[str] = Counter(none)
+        self.retractions: Counter[str] = Counter(none)
+        self.realised_running_cap = 0
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._shortage: tuple[str, str] | None = None
+        self._last_logged = -INTERVAL_SECONDS
+
+    # ---- admission -------------------------------------------------------------------------
+
+    def note_refusal(
+        self, allocator: ArenaAllocatorBase, tree_cache: Any, small_pages: Sequence[int], rid: str
+    ) -> None:
+        """Request ``rid`` has to wait: ``small_pages`` more per kind would not fit.
+
+        An empty ``rid``: a prompt that is half-way through waits for its next chunk.
+        """
+        kind = starving_kind(allocator, small_pages)
+        self.waits[kind] += 1
+        self.realised_running_cap = int(np.count_nonzero(allocator.row_tokens))
+        if rid and rid not in self._waiting:
+            self._waiting[rid] = None
+            self.delayed_requests[kind] += 1
+            if len(self._waiting) > _KEPT_WAITING:
+                self._waiting.popitem(last=False)
+        now = time.monotonic()
+        if now - self._last_logged < INTERVAL_SECONDS:
+            return
+        self._last_logged = now
+        logger.info(
+            "Jenga: a request waits for memory, starving kind: %s (%s small pages more needed). %s",
+            kind,
+            _per_kind(small_pages),
+            describe_holders(allocator, tree_cache),
+        )
+
+    def note_start(self, rid: str) -> None:
+        """Request ``rid`` waits no longer."""
+        self._waiting.pop(rid, None)
+
+    # ---- decoding --------------------------------------------------------------------------
+
+    def note_shortage(
+        self, allocator: ArenaAllocatorBase, tree_cache: Any, small_pages: Sequence[int]
+    ) -> None:
+        """Running requests cannot decode: whoever is retracted next, this is why.
+
+        SGLang asks again after each request that it retracts; the first answer names the kind.
+        """
+        if self._shortage is None and tree_cache is not None:
+            kind = starving_kind(allocator, small_pages)
+            self._shortage = (
+                kind,
+                f"starving kind: {kind} ({_per_kind(small_pages)} small pages more "
+                f"needed). {describe_holders(allocator, tree_cache)}",
+            )
+
+    def note_retraction(
+        self, retracted: Sequence[str], kept: Sequence[str], aborted: Sequence[str]
+    ) -> None:
+        """SGLang has retracted requests; all by ``rid``.
+
+        kept: those of ``retracted`` that SGLang meant to abort (its log says so) and that go back
+        to the queue instead. aborted: given up for want of memory.
+        """
+        kind, why = self._shortage or (NO_KIND, "no kind starved: SGLang was asked to")
+        self._shortage = None
+        if retracted:
+            self.retractions[kind] += len(retracted)
+            logger.warning("Jenga: %d requests retracted, %s", len(retracted), why)
+        if kept:
+            logger.warning(
+                "Jenga: request %s is not aborted, it goes back to the queue", ", ".join(kept)
+            )
+        if aborted:
+            logger.error("Jenga: out of memory, request %s aborted, %s", ", ".join(aborted), why)
+
+
+def _per_kind(small_pages: Sequence[int]) -> str:
+    return "/".join(str(asked) for asked in small_pages)
