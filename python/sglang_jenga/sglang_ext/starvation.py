@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sglang_jenga.core.memory import starving_kind
+
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
@@ -31,19 +33,6 @@ INTERVAL_SECONDS = 10.0
 NO_KIND = "none"
 #: Requests remembered as waiting; those aborted in the queue are never heard of again.
 _KEPT_WAITING = 4096
-
-
-def starving_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:
-    """The kind whose demand takes the most large pages beyond what it already owns."""
-    core = allocator.core
-    worst, name = -1, allocator.plan.kinds[0].spec.name
-    for kind, asked in zip(allocator.kinds, small_pages, strict=True):
-        alone = [0] * len(small_pages)
-        alone[kind] = asked
-        large = core.large_pages_for(alone)
-        if large > worst:
-            worst, name = large, allocator.plan.kinds[kind].spec.name
-    return name
 
 
 def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
