@@ -18,6 +18,7 @@ from sglang_jenga.core.errors import ConfigError
 #: What each command is for; its module in this package is loaded when it is the one asked for.
 COMMANDS = {
     "explain": "why the prefix hit of a prompt has its length",
+    "simulate": "what a trace of requests would do on an arena of so many bytes",
 }
 
 
