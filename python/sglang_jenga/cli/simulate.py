@@ -150,6 +150,8 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _text(report: Report, args: argparse.Namespace) -> str:
+    from sglang_jenga.cli.simulate_text import report_lines
+
     lines = []
     if args.timeline is not None:
         from sglang_jenga.simulate.plot import draw
@@ -158,7 +160,7 @@ def _text(report: Report, args: argparse.Namespace) -> str:
         lines = ["", f"wrote {args.timeline}"]
     if args.format == "json":
         return json.dumps(report.as_dict(), indent=2)
-    return "\n".join([*report.lines(), *lines])
+    return "\n".join([*report_lines(report), *lines])
 
 
 class _Progress:

@@ -36,16 +36,19 @@ class _Refusals:
     def __init__(self, kinds: Sequence[str]) -> None:
         self.waits = dict.fromkeys(kinds, 0)
         self.delayed = dict.fromkeys(kinds, 0)
-        self._waiting = ""
+        self._waiting: set[str] = set()
 
     def note_refusal(
         self, memory: ArenaMemory, cache: Evictable, small_pages: Sequence[int], rid: str
     ) -> None:
         kind = starving_kind(memory, small_pages)
         self.waits[kind] += 1
-        if rid and rid != self._waiting:  # one head of the queue at a time
-            self._waiting = rid
+        if rid and rid not in self._waiting:
+            self._waiting.add(rid)
             self.delayed[kind] += 1
+
+    def note_start(self, rid: str) -> None:
+        self._waiting.discard(rid)
 
 
 class _Held:
@@ -203,6 +206,7 @@ class PlainEngine:
         budget.total_offset += budget.reserve_tokens(promised)
         budget.promise(promised, is_newcomer=True)
         self._newcomers.append((request, tokens))
+        self._refusals.note_start(self.memory.candidate)
 
     def place_newcomers(self) -> None:
         if not self._newcomers:

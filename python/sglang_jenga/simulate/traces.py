@@ -11,7 +11,8 @@ requests    JSON lines with ``prompt_tokens`` and ``completion_tokens``, or ``in
             ``output_len``, in the line itself or where SGLang and OpenAI put them: ``usage``,
             ``meta_info``, ``out.meta_info`` (SGLang's ``--log-requests-format json``),
             ``response.usage``, ``response.body.usage`` (OpenAI batch results)
-log         SGLang's ``--log-requests`` in text: ``Finish: obj=..., out={'meta_info': ...}``
+log         SGLang's ``--log-requests``, in text (``Finish: obj=..., out={'meta_info': ...}``) or
+            JSON behind the time; other lines are passed over
 ==========  ======================================================================================
 
 Requests that failed (no output tokens) are left out and counted.
@@ -47,6 +48,8 @@ _NAMES = (
     ("input_tokens", "output_tokens"),
 )
 _FINISHED = re.compile(r"\bFinish: obj=")
+#: A line of SGLang's log that is a JSON object behind the time.
+_LOGGED_OBJECT = re.compile(r"\[[^\]]*\] (\{\"timestamp\": .*)")
 _COUNT = r"['\"]%s['\"]: (\d+)"
 _LOG_COUNTS = tuple(re.compile(_COUNT % name) for name in _NAMES[0])
 
@@ -221,9 +224,14 @@ def _requests(path: Path, lines: _Lines, failed: list[int]) -> Iterator[TraceReq
 
 def _log(path: Path, lines: _Lines, failed: list[int]) -> Iterator[TraceRequest]:
     for number, line in lines:
+        entry = _LOGGED_OBJECT.match(line)
+        if entry is not None:
+            yield from _requests(path, iter([(number, entry[1])]), failed)
+            continue
         if not _FINISHED.search(line):
             continue
-        out = line[line.rfind("out={") :]
+        # Behind the last one there is no text of users.
+        out = line[max(0, line.rfind("'meta_info': {")) :]
         found = [pattern.search(out) for pattern in _LOG_COUNTS]
         if not all(found):
             raise TraceError(
