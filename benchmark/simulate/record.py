@@ -25,7 +25,7 @@ DATA = ROOT / "tests" / "data"
 ROWS = (
     ("gpt-oss-20b", "mooncake_conv", "0.4", 131072),
     ("gemma3-27b", "mooncake_conv", "0.4", 32768),
-    ("qwen3-next-80b", "mooncake_conv", "0.4", 131072),
+    ("qwen3-next-80b", "mooncake_conv", "0.5", 131072),
     ("gemma3-27b", "azure_code", "0.15", 32768),
     ("qwen3-next-80b", "azure_code", "0.15", 131072),
 )

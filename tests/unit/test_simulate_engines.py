@@ -77,16 +77,12 @@ def test_the_plain_engine_is_a_server_without_prefix_cache_step_for_step(
 
 
 def test_the_comparison_is_made_under_pressure() -> None:
-    options = Options(kv_bytes=500 * MIB, max_running=64, prefix_cache=False)
+    model = "jamba-v0.1"
+    options = Options(kv_bytes=600 * MIB, page_tokens=16, chunk_tokens=4096, max_running=64)
     report = replay(
-        kinds_of("gpt-oss-20b"),
-        plain_trace(len("gpt-oss-20b")),
-        options,
-        engine="plain",
-        model="m",
-        source="t",
+        kinds_of(model), plain_trace(len(model)), options, engine="plain", model="m", source="t"
     )
-    assert report.totals.preemptions > 0 and sum(report.waits.values()) > 0
+    assert report.totals.preemptions > 0 and min(report.waits.values()) > 0
 
 
 @pytest.mark.parametrize("sort", [lambda kinds: kinds, lambda kinds: kinds[::-1]])

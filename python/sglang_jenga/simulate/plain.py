@@ -81,21 +81,22 @@ class PlainEngine:
     ) -> None:
         self.plan = plan
         self.demand = demand
-        self.memory = ArenaMemory(plan, self.demand, num_rows=max_running)
+        # As in SGLang's table, row 0 is nobody's and the last rows are taken first.
+        self.memory = ArenaMemory(plan, self.demand, num_rows=max_running + 1)
         self._refusals = _Refusals(self.kinds())
         self.memory.starvation = self._refusals
         self._cache = _NoCache()
         self._page = plan.page_tokens
         self._interval = self.demand.slide_interval_tokens(plan)
-        self._rows = list(range(max_running - 1, -1, -1))
+        self._rows = list(range(1, max_running + 1))
         pages = -(-longest_tokens // self._page) + 1
         #: Small page ids by row and page of the text, for each kind that grows with it. Only what
         #: requests write becomes real memory.
         self._pages: list[npt.NDArray[np.int32]] = [
-            np.empty((max_running, pages), dtype=np.int32) for _ in self.memory.token_kinds
+            np.empty((max_running + 1, pages), dtype=np.int32) for _ in self.memory.token_kinds
         ]
         #: Tokens of text by row; the memory's own count has those of images, too.
-        self._text: IntArray = np.zeros(max_running, dtype=np.int64)
+        self._text: IntArray = np.zeros(max_running + 1, dtype=np.int64)
         self._newcomers: list[tuple[Request, int]] = []
         self._pass: PrefillPass | None = None
 
@@ -212,8 +213,10 @@ class PlainEngine:
         if not self._newcomers:
             return
         memory = self.memory
-        for request, _ in self._newcomers:
-            request.handle = _Held(self._rows.pop())
+        rows = self._rows[-len(self._newcomers) :]
+        del self._rows[-len(rows) :]
+        for row, (request, _) in zip(rows, self._newcomers, strict=True):
+            request.handle = _Held(row)
         if memory.state_kind is not None:
             states = memory.core.take(memory.state_kind, len(self._newcomers))
             for at, (request, _) in enumerate(self._newcomers):
@@ -273,35 +276,51 @@ class PlainEngine:
             self._free_dead(dead)
 
     def finish(self, request: Request) -> None:
+        self._free_state(request)
         self._release(request)
 
     def preempt(self, request: Request) -> None:
-        self._release(request)
+        self._release(request, state_last=True)
 
-    def _release(self, request: Request) -> None:
+    def _free_state(self, request: Request) -> None:
+        one: _Held = request.handle
+        if one.state is not None and self.memory.state_kind is not None:
+            self.memory.core.free(self.memory.state_kind, one.state)
+            one.state = None
+
+    def _release(self, request: Request, *, state_last: bool = False) -> None:
+        """Give all back, in the order in which a server does: full slots whose window has slid out,
+        then the rest from the front. It decides which large pages are taken next."""
         memory, page = self.memory, self._page
         one: _Held = request.handle
-        tokens = int(self._text[one.row])
         if one.images is not None and memory.cross_kind is not None:
             memory.core.free(memory.cross_kind, one.images)
-        pages = -(-tokens // page)
-        if len(memory.token_kinds) > 1:
-            policy = self.demand.window
-            head = 0 if policy is None else -(-policy.head_tokens // page)
+        end = -(-int(self._text[one.row]) // page)
+        begin = 0
+        policy = self.demand.window
+        if policy is not None:
+            head = -(-policy.head_tokens // page)
             begin = one.evicted_tokens // page
-            table = self._pages[_WINDOW][one.row]
-            live = table[begin:pages]
-            if head and begin > head:
-                live = np.concatenate([table[:head], live])
-            elif head:
-                live = table[:pages]
-            memory.core.free(_WINDOW, live.astype(np.int64))
-        memory.core.free(_FULL, self._pages[_FULL][one.row, :pages].astype(np.int64))
-        if one.state is not None and memory.state_kind is not None:
-            memory.core.free(memory.state_kind, one.state)
+            if begin > head:
+                self._free_pages(_FULL, one.row, head, begin)
+                self._free_both(one.row, 0, head)
+            else:
+                begin = 0
+        self._free_both(one.row, begin, end)
+        if state_last:
+            self._free_state(request)
         memory.close_row(one.row)
         self._rows.append(one.row)
         request.handle = None
+
+    def _free_both(self, row: int, begin: int, end: int) -> None:
+        """Pages ``begin`` to ``end`` of a row's text, in every kind that grows with it."""
+        for kind in reversed(self.memory.token_kinds):
+            self._free_pages(kind, row, begin, end)
+
+    def _free_pages(self, kind: int, row: int, begin: int, end: int) -> None:
+        if end > begin:
+            self.memory.core.free(kind, self._pages[kind][row, begin:end].astype(np.int64))
 
     # ---- reports ---------------------------------------------------------------------------
 
