@@ -59,8 +59,9 @@ format: $(STAMP) ## rewrite the sources to the one format
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-docs: $(STAMP) ## rewrite the tables in docs/ that are made from code
+docs: $(STAMP) ## rewrite the tables in docs/ and the dashboard that are made from code
 	@$(PY) scripts/docs_tables.py
+	@$(PY) scripts/make_dashboard.py
 
 bench-kernels: $(STAMP) ## attention kernels on arena views against contiguous pools (CUDA)
 	@$(PY) benchmark/kernels/run.py $(ARGS)

@@ -18,6 +18,7 @@ from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import HOOKS  # noqa: E402
+from sglang_jenga.sglang_ext.metric_table import METRICS, PREFIX  # noqa: E402
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS  # noqa: E402
 
 _BLOCK = re.compile(r"(<!-- table ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -66,10 +67,22 @@ def geometry() -> str:
     return table(("model", "slot x slots per large page", "large page", "cut", "padding"), rows)
 
 
+def metrics() -> str:
+    """Jenga's Prometheus metrics, from the table that they are published by."""
+    return table(
+        (f"metric (after `{PREFIX}`)", "type", "labels", "meaning"),
+        [
+            (f"`{m.name.removeprefix(PREFIX)}`", m.type, ", ".join(m.labels), m.meaning)
+            for m in METRICS
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "refusals": refusals,
     "geometry": geometry,
+    "metrics": metrics,
 }
 
 

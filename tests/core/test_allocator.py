@@ -234,7 +234,8 @@ def test_a_shortage_names_kinds_and_numbers() -> None:
     with pytest.raises(Exhausted) as refused:
         take(alloc, 1, 9, 2)
     assert str(refused.value) == (
-        "asked for full 9, window 2 small pages = 3 large pages, 0 of 3 free; held by "
+        "asked for full 9, window 2 small pages = 3 large pages, most of them for full; "
+        "0 of 3 free; held by "
         "full 2 large (5 used, 3 reserved, 0 free small pages), "
         "window 1 large (1 used, 1 reserved, 0 free small pages)"
     )
@@ -351,3 +352,17 @@ def test_plans_made_for_these_tests_are_real_plans() -> None:
     plan = make_plan(7, {"full": 26, "window": 5})
     assert [k.small_pages_per_large_page for k in plan.kinds] == [26, 5]
     assert plan.from_json(plan.to_json()) == plan
+
+
+def test_the_starving_kind_is_the_one_that_asks_for_most_beyond_what_it_owns() -> None:
+    alloc = make_allocator(9, {"full": 8, "window": 2})
+    assert alloc.starving_kind([8, 2]) == "full", "one large page each: the first"
+    assert alloc.starving_kind([8, 4]) == "window"
+    assert "asked for full 8, window 4 small pages = 3 large pages, most of them for window; " in (
+        alloc.explain_shortage([8, 4])
+    )
+    take(alloc, 0, 1, 0)
+    assert alloc.explain_holders().startswith(
+        "7 of 8 free; held by full 1 large (1 used, 7 reserved"
+    )
+    assert alloc.starving_kind([7, 1]) == "window", "full has so many set aside"

@@ -66,16 +66,16 @@ def test_uneven_layers_have_no_single_stride():
 # ---------------------------------------------------------------- what it prints
 
 
-def test_describe_gives_one_line_per_kind_and_one_waste_line():
+def test_describe_gives_one_line_per_kind_one_of_the_arena_and_one_of_its_waste():
     lines = plan_arena(model_kinds("gemma3-27b"), arena_bytes=17 * GIB).describe()
     assert lines == [
         "kind full: full, 10 layers, slot 81,920 B, small page 1 slot, large page 26 slots, "
         "at most 222,794 slots, padding 0.0000 %",
         "kind window: window(1,024), 52 layers, slot 425,984 B, small page 1 slot, "
         "large page 5 slots, at most 42,845 slots, padding 0.0000 %",
-        "arena: 17.00 GiB = 8,570 large pages of 2.03 MiB (lcm, one is the sink); waste: "
-        "padding at most 0.0000 %, a request that shares no large page leaves 2.60 MiB expected "
-        "and 5.20 MiB worst in partly filled ones",
+        "arena: 17.00 GiB = 8,570 large pages of 2.03 MiB (lcm, one is the sink)",
+        "waste: padding at most 0.0000 %, a request that shares no large page leaves "
+        "2.60 MiB expected and 5.20 MiB worst in partly filled ones",
     ]
 
 

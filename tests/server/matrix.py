@@ -37,7 +37,7 @@ def build_checkpoint(name: str, work_dir: Path) -> Path:
     """Build the tiny checkpoint of a family where it does not exist yet."""
     checkpoint = work_dir / "checkpoints" / name
     if name in EXAMPLES:
-        return build_example(name, build_checkpoint(EXAMPLES[name][0], work_dir), checkpoint)
+        return build_example(name, build_checkpoint(EXAMPLES[name].family, work_dir), checkpoint)
     # In a process of its own: torch and transformers stay out of this one.
     subprocess.run(
         [sys.executable, "-m", "sglang_jenga.tiny", name, str(checkpoint)],

@@ -36,7 +36,7 @@ def choose(
         victim(leaf, FULL),
         [piece for kind, cell in cells.items() if (piece := victim(cell, kind))],
         is_cheap=lambda piece: "c" in cells[piece.kind],
-        starving=starving,
+        starving=lambda: starving,
         sparing=sparing,
     )
     return None if found is None else found.kind

@@ -17,6 +17,7 @@ from sglang_jenga.core.errors import ConfigError
 
 #: What each command is for; its module in this package is loaded when it is the one asked for.
 COMMANDS = {
+    "doctor": "whether this environment can serve with Jenga, and which flags it would refuse",
     "explain": "why the prefix hit of a prompt has its length",
     "simulate": "what a trace of requests would do on an arena of so many bytes",
 }

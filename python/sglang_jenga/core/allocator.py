@@ -152,8 +152,19 @@ class ArenaAllocator:
         )
         return (
             f"asked for {asked} small pages = {self.large_pages_for(small_pages)} large pages, "
-            f"{self.explain_holders()}"
+            f"most of them for {self.starving_kind(small_pages)}; {self.explain_holders()}"
         )
+
+    def starving_kind(self, small_pages: Sequence[int]) -> str:
+        """The kind whose demand takes the most large pages beyond what it already owns."""
+        worst, name = -1, self._kinds[0].name
+        for index, asked in enumerate(small_pages):
+            alone = [0] * len(small_pages)
+            alone[index] = asked
+            large = self.large_pages_for(alone)
+            if large > worst:
+                worst, name = large, self._kinds[index].name
+        return name
 
     def explain_holders(self) -> str:
         """What each kind holds and how many large pages are free: one line for logs."""

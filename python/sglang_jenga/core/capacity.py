@@ -91,7 +91,13 @@ def small_pages_needed(kind: KindPlan, shape: RequestShape) -> int:
     """
     size = kind.slots_per_small_page
     pages = counted = 0
-    for live in _live(kind.spec, shape):
+    held = held_slots(
+        kind.spec,
+        shape.num_tokens,
+        chunk_tokens=shape.chunk_tokens,
+        image_tokens=shape.image_tokens,
+    )
+    for live in held:
         if live:
             end = -(-live.stop // size)
             pages += end - max(counted, live.start // size)
@@ -204,15 +210,8 @@ def uniform_paging_waste(
 
 
 def _num_slots(spec: KindSpec, shape: RequestShape) -> int:
-    return sum(map(len, _live(spec, shape)))
-
-
-def _live(spec: KindSpec, shape: RequestShape) -> tuple[range, ...]:
-    return held_slots(
-        spec,
-        shape.num_tokens,
-        chunk_tokens=shape.chunk_tokens,
-        image_tokens=shape.image_tokens,
+    return slots_needed(
+        spec, shape.num_tokens, chunk_tokens=shape.chunk_tokens, image_tokens=shape.image_tokens
     )
 
 

@@ -116,15 +116,3 @@ class ArenaMemory:
         self.core.close(row)
         self.row_tokens[row] = 0
         self.slide_at[row] = 0
-
-
-def starving_kind(memory: ArenaMemory, small_pages: Sequence[int]) -> str:
-    """The kind whose demand takes the most large pages beyond what it already owns."""
-    worst, name = -1, memory.plan.kinds[0].spec.name
-    for kind, asked in zip(memory.kinds, small_pages, strict=True):
-        alone = [0] * len(small_pages)
-        alone[kind] = asked
-        large = memory.core.large_pages_for(alone)
-        if large > worst:
-            worst, name = large, memory.plan.kinds[kind].spec.name
-    return name

@@ -242,7 +242,7 @@ class ArenaPlan:
         return self.num_large_pages * self.kind(name).slots_per_large_page
 
     def describe(self) -> list[str]:
-        """One line per kind, then one line on the arena and its waste."""
+        """One line per kind, one on the arena, one on its waste."""
         lines = []
         for kind in self.kinds:
             usable = self.usable_large_pages * kind.slots_per_large_page
@@ -256,9 +256,11 @@ class ArenaPlan:
         partial = [kind.partial_waste() for kind in self.kinds]
         lines.append(
             f"arena: {format_bytes(self.arena_bytes)} = {count(self.num_large_pages, 'large page')}"
-            f" of {format_bytes(self.large_page_bytes)} ({self.geometry}, one is the sink); waste: "
-            f"padding at most {self.padding_percent:.4f} %, a request that shares no large page "
-            f"leaves {format_bytes(sum(p.expected_bytes for p in partial))} expected and "
+            f" of {format_bytes(self.large_page_bytes)} ({self.geometry}, one is the sink)"
+        )
+        lines.append(
+            f"waste: padding at most {self.padding_percent:.4f} %, a request that shares no large "
+            f"page leaves {format_bytes(sum(p.expected_bytes for p in partial))} expected and "
             f"{format_bytes(sum(p.worst_bytes for p in partial))} worst in partly filled ones"
         )
         return lines

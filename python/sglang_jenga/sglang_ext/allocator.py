@@ -23,7 +23,7 @@ from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import Exhausted
-from sglang_jenga.core.memory import ArenaMemory, starving_kind
+from sglang_jenga.core.memory import ArenaMemory
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext.explain import Eviction
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
@@ -118,10 +118,11 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
             return True
         if tree_cache is None:
             return self.core.fits(small_pages)
-        tree_cache.evicting_for = Eviction(
-            cause=cause, starving_kind=starving_kind(self, small_pages)
+        tree_cache.evict_until(
+            lambda: self.core.fits_apart(small_pages),
+            sparing=sparing,
+            why=lambda: Eviction(cause=cause, starving_kind=self.core.starving_kind(small_pages)),
         )
-        tree_cache.evict_until(lambda: self.core.fits_apart(small_pages), sparing=sparing)
         return self.core.fits(small_pages)
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:
@@ -306,7 +307,7 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     def free_group_end(self) -> None:
         self.free_group = None
 
-    def note_start(self, *, hit: bool) -> None:
+    def note_state_start(self, *, hit: bool) -> None:
         """A request started, on a cached state or not: the rate forgets in some 30 requests."""
         self.state_hit_rate += (float(hit) - self.state_hit_rate) / 32
 

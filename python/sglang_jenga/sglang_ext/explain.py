@@ -14,6 +14,7 @@ reads them.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 KEPT_REPORTS = 128
 #: Causes remembered per node for children that went; the root has the most.
 _KEPT_CAUSES = 1024
+#: Attribute of a request that holds what its last match saw.
+WALK = "jenga_walk"
 _CAUSE = "jenga_evicted_by"
 _CHILDREN = "jenga_evicted_children"
 
@@ -159,14 +162,16 @@ class HitLog:
         reports = {rid: asdict(report) for rid, report in self._reports.items()}
         return {**self.sums(), "reports": reports}
 
+    def _kinds(self) -> Iterator[tuple[str, tuple[int, ComponentType, Policy]]]:
+        """Name -> its place in :attr:`Step.live`, its component and its policy."""
+        for index, (component, (name, policy)) in enumerate(self._policies.items()):
+            yield name, (index, component, policy)
+
     def _report(self, rid: str, walk: Walk, root: UnifiedTreeNode) -> HitReport:
         full_only = sum(step.num_tokens for step in walk.steps)
         last = walk.steps[-1].node if walk.steps else root
         causes = last.component_data[ComponentType.FULL].metadata.get(_CHILDREN, {})
-        by_kind = {
-            name: _allowed(policy, walk.steps, index)
-            for index, (name, policy) in enumerate(self._policies.values())
-        }
+        by_kind = {name: _allowed(policy, walk.steps, i) for name, (i, _, policy) in self._kinds()}
         if walk.image_tokens:  # all or none, and they come first
             by_kind[CROSS] = full_only if full_only >= walk.image_tokens else 0
         cut_by = missing = evicted_by = None
@@ -175,8 +180,7 @@ class HitLog:
             if cut_by == CROSS:
                 missing, evicted_by = full_only, causes.get(walk.rest)
             else:
-                index = list(by_kind).index(cut_by)
-                component, (_, policy) = list(self._policies.items())[index]
+                index, component, policy = dict(self._kinds())[cut_by]
                 missing, node = _first_missing(policy, walk.steps, index, full_only)
                 if node is not None:
                     evicted_by = node.component_data[component].metadata.get(_CAUSE)
@@ -191,10 +195,6 @@ class HitLog:
             evicted_by=evicted_by,
             rest_evicted_by=causes.get(walk.rest),
         )
-
-
-#: Attribute of a request that holds what its last match saw.
-WALK = "jenga_walk"
 
 
 def _live_of(policy: Policy, step: Step, index: int) -> LiveSlots:

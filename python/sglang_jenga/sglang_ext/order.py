@@ -50,7 +50,7 @@ class EvictionOrder:
         pieces: Sequence[Victim],
         *,
         is_cheap: Callable[[Victim], bool],
-        starving: ComponentType,
+        starving: Callable[[], ComponentType],
         sparing: bool,
     ) -> Victim | None:
         """The next to go, None: nothing may.
@@ -59,11 +59,12 @@ class EvictionOrder:
             leaf: the evictable leaf that would go first among leaves.
             pieces: of each other kind the window or state that would go first.
             is_cheap: whether a piece has fewer bytes than the full slots reachable through it.
-            starving: the kind that lacks bytes.
+            starving: says which kind lacks bytes; asked where the rules need it.
             sparing: rather take nothing than a cheap window.
         """
         if not self.balanced:
-            own = [piece for piece in (leaf, *pieces) if piece and piece.kind is starving]
+            kind = starving()
+            own = [piece for piece in (leaf, *pieces) if piece and piece.kind is kind]
             return next(iter([*own, *filter(None, (leaf, *pieces))]), None)
         for piece in pieces:
             if piece.last_use == WORTHLESS:

@@ -53,14 +53,13 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.embeddings: ArenaEmbeddings | None = arena.embeddings
         if self.embeddings is not None:
             self.embeddings.attach_tree(self)
-        self._components_by_kind = {
-            name: ct for ct, (name, _) in self._policies_by_component().items()
-        }
+        policies = self._policies_by_component()
+        self._components_by_kind = {name: ct for ct, (name, _) in policies.items()}
         #: What hits were, and why no longer.
-        self.hits = HitLog(self._policies_by_component())
-        #: Who is being made room for.
+        self.hits = HitLog(policies)
+        #: Who is being made room for, where nobody said so.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
-        #: Slots evicted since start, by component; images of cross layers count as full here.
+        #: Slots evicted since start, by component; images of cross layers aside.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
 
     def _policies_by_component(self) -> dict[ComponentType, tuple[str, Policy]]:
@@ -215,32 +214,40 @@ class ArenaRadixCache(UnifiedRadixCache):
         for name, component in self._components_by_kind.items():
             evicted[name] = self.evicted_tokens[component]
         if self._arena.cross_kind is not None:
-            images = self.tree_core.evicted_images
-            evicted[kinds[FULL_INDEX].spec.name] -= images
-            evicted[kinds[self._arena.cross_kind].spec.name] = images
+            evicted[kinds[self._arena.cross_kind].spec.name] = self.tree_core.evicted_images
         if self.embeddings is not None:
             evicted[kinds[self._arena.vision_kind].spec.name] = self.embeddings.evicted_slots
         return evicted
 
-    def evict_until(self, satisfied: Callable[[], bool], *, sparing: bool = False) -> None:
+    def evict_until(
+        self,
+        satisfied: Callable[[], bool],
+        *,
+        sparing: bool = False,
+        why: Callable[[], Eviction] | None = None,
+    ) -> None:
         """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
 
         With ``sparing`` it stops where only windows worth keeping are left (see
-        :meth:`ArenaTreeCore.oldest`).
+        :meth:`ArenaTreeCore.oldest`). ``why`` is asked only if something is to go.
         """
         if self.disable and self.embeddings is None:
             return
         start = time.perf_counter()
         tracker = {ct: 0 for ct in self.tree_components}
-        while not satisfied() and self._evict_one(tracker, sparing):
-            pass
+        unasked = self.evicting_for
+        while not satisfied():
+            if why is not None:
+                self.evicting_for, why = why(), None
+            if not self._evict_one(tracker, sparing):
+                break
+        self.evicting_for = unasked
         for ct, num_tokens in tracker.items():
             self.evicted_tokens[ct] += num_tokens
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
     def _evict_one(self, tracker: dict[ComponentType, int], sparing: bool = False) -> bool:
-        starving = self._components_by_kind.get(self.evicting_for.starving_kind, ComponentType.FULL)
-        victim = None if self.disable else self.tree_core.oldest(sparing, starving)
+        victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
         if self.embeddings is not None:
             older = self.embeddings.oldest()
             if older is not None and (victim is None or older[1] < victim.last_use):
@@ -258,6 +265,9 @@ class ArenaRadixCache(UnifiedRadixCache):
             self._apply_eviction_result(result)
             self._accumulate_tracker(tracker, result.tracker)
         return True
+
+    def _starving(self) -> ComponentType:
+        return self._components_by_kind.get(self.evicting_for.starving_kind, ComponentType.FULL)
 
     def _evict_components(
         self,

@@ -25,8 +25,12 @@ def counts(
 ) -> dict[str, Any]:
     """The arena by kind and what happened since start, as JSON-ready data.
 
-    Sizes in bytes, slots of each kind's own size. ``longest_tokens``: the longest request that an
-    empty arena serves. ``scheduler``: whose queue this is, None: there is none (tests).
+    Sizes in bytes, slots of each kind's own size. Running requests are those that hold memory: they
+    decode, are half-way through a prompt, or belong to an idle streaming session.
+
+    Args:
+        scheduler: whose queue this is, None: there is none (tests).
+        longest_tokens: the longest request that an empty arena serves.
     """
     kinds = _kinds(arena, tree_cache)
     plan = arena.plan

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sglang_jenga.core.memory import starving_kind
+from sglang_jenga.core.sizes import count
 
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
@@ -77,7 +77,7 @@ class Starvation:
 
         An empty ``rid``: a prompt that is half-way through waits for its next chunk.
         """
-        kind = starving_kind(allocator, small_pages)
+        kind = allocator.core.starving_kind(small_pages)
         self.waits[kind] += 1
         self.realised_running_cap = int(np.count_nonzero(allocator.row_tokens))
         if rid and rid not in self._waiting:
@@ -92,7 +92,7 @@ class Starvation:
         logger.info(
             "Jenga: a request waits for memory, starving kind: %s (%s small pages more needed). %s",
             kind,
-            _per_kind(small_pages),
+            _per_kind(allocator, small_pages),
             describe_holders(allocator, tree_cache),
         )
 
@@ -107,13 +107,13 @@ class Starvation:
     ) -> None:
         """Running requests cannot decode: whoever is retracted next, this is why.
 
-        SGLang asks again after each request that it retracts; the first answer names the kind.
+        SGLang asks again after each request that it retracts; the last of these shortages stands.
         """
-        if self._shortage is None and tree_cache is not None:
-            kind = starving_kind(allocator, small_pages)
+        if tree_cache is not None:
+            kind = allocator.core.starving_kind(small_pages)
             self._shortage = (
                 kind,
-                f"starving kind: {kind} ({_per_kind(small_pages)} small pages more "
+                f"starving kind: {kind} ({_per_kind(allocator, small_pages)} small pages more "
                 f"needed). {describe_holders(allocator, tree_cache)}",
             )
 
@@ -129,7 +129,7 @@ class Starvation:
         self._shortage = None
         if retracted:
             self.retractions[kind] += len(retracted)
-            logger.warning("Jenga: %d requests retracted, %s", len(retracted), why)
+            logger.warning("Jenga: %s retracted, %s", count(len(retracted), "request"), why)
         if kept:
             logger.warning(
                 "Jenga: request %s is not aborted, it goes back to the queue", ", ".join(kept)
@@ -138,5 +138,7 @@ class Starvation:
             logger.error("Jenga: out of memory, request %s aborted, %s", ", ".join(aborted), why)
 
 
-def _per_kind(small_pages: Sequence[int]) -> str:
-    return "/".join(str(asked) for asked in small_pages)
+def _per_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:
+    names = (kind.spec.name for kind in allocator.plan.kinds)
+    asked = [f"{name} {n}" for name, n in zip(names, small_pages, strict=True) if n]
+    return ", ".join(asked)

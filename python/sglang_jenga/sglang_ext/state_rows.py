@@ -101,7 +101,7 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
             # A hit continues from a copy of the cached state, made by the first forward.
             hit = req.kv.mamba_cow_src_index is not None
             req.kv.mamba_needs_clear = not hit
-            arena.note_start(hit=hit)
+            arena.note_state_start(hit=hit)
         if self.snapshot_grid_tokens is not None:
             self._grant_snapshots(reqs)
         self._write_mappings(rows, reqs)
@@ -120,7 +120,9 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
             index = req.kv.mamba_next_track_idx
             if not req.kv.mamba_ping_pong_empty[index] or not self._is_worth_a_snapshot(req):
                 continue
-            if arena.reclaim(self._tree_cache, arena.demand_of(pages, 1), sparing=True):
+            cause = f"request {req.rid} left a state at the end of its prompt"
+            demand = arena.demand_of(pages, 1)
+            if arena.reclaim(self._tree_cache, demand, cause=cause, sparing=True):
                 _put(req, index, int(arena.core.take(kind, 1)[0]))
 
     def _is_worth_a_snapshot(self, req: Req) -> bool:

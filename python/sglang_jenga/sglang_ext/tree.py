@@ -224,7 +224,9 @@ class ArenaTreeCore(UnifiedTreeCore):
         return len(node.children) > 1
 
     def oldest(
-        self, sparing: bool = False, starving: ComponentType = ComponentType.FULL
+        self,
+        sparing: bool = False,
+        starving: Callable[[], ComponentType] = lambda: ComponentType.FULL,
     ) -> Victim | None:
         """The least valuable piece across kinds, None when nothing may go.
 

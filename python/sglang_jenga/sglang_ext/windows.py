@@ -139,7 +139,8 @@ class ArenaWindowComponent(SWAComponent):
     ) -> None:
         if node is self.tree_core.root_node:
             return
-        head = self._head_node(node, self._tail_of(node))
+        has_head = self.policy.head_tokens > 0
+        head = self._head_node(node, self._tail_of(node)) if has_head else None
         super().release_component_lock(node, params, lock_host)
         if head is not None:  # to the root: no boundary is recorded
             to_root = {self.component_type: None}

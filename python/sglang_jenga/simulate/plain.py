@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sglang_jenga.core.admission import PrefillPass
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.large_pages import IntArray
-from sglang_jenga.core.memory import ArenaMemory, Evictable, starving_kind
+from sglang_jenga.core.memory import ArenaMemory, Evictable
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.simulate.engine import Hits, KindBytes, Request
 
@@ -41,7 +41,7 @@ class _Refusals:
     def note_refusal(
         self, memory: ArenaMemory, cache: Evictable, small_pages: Sequence[int], rid: str
     ) -> None:
-        kind = starving_kind(memory, small_pages)
+        kind = memory.core.starving_kind(small_pages)
         self.waits[kind] += 1
         if rid and rid not in self._waiting:
             self._waiting.add(rid)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``sglang-jenga doctor`` finds out inside an environment that can serve.
+
+Runs in a process of its own, for it loads SGLang and its plugins as a server does:
+
+    python -m sglang_jenga.sglang_ext.diagnose FINDINGS.json [server arguments]
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.sglang_ext import hooks
+from sglang_jenga.sglang_ext.config import BACKEND_NAME, load_config
+from sglang_jenga.sglang_ext.refusal_table import ATTENTION_BACKENDS
+from sglang_jenga.sglang_ext.refusals import check_early
+
+#: Seconds for a process to start, import SGLang and answer.
+_CHILD_SECONDS = 180
+#: The distribution that an attention backend needs.
+_NEEDS = {"flashinfer": "flashinfer", "triton": "triton", "fa3": "sgl_kernel", "fa4": "sgl_kernel"}
+ON_CPU = "jenga_ref"
+_STOCK_CPU = "CpuSRTPlatform"
+
+
+def finding(name: str, problems: Sequence[str], fine: str) -> dict[str, Any]:
+    """JSON-ready: a check, whether it is fine, and what to say."""
+    return {"check": name, "ok": not problems, "says": list(problems) or [fine]}
+
+
+def attached() -> list[str]:
+    """Problems of this process: the plugin's backend and its hooks, after SGLang loaded plugins."""
+    from sglang.srt.mem_cache.registry import registered_radix_cache_backends
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    if BACKEND_NAME not in registered_radix_cache_backends():
+        allowed = os.environ.get("SGLANG_PLUGINS")
+        why = f"SGLANG_PLUGINS={allowed!r} leaves it out" if allowed else "pip install sglang-jenga"
+        return [f"SGLang does not know the backend {BACKEND_NAME!r}: {why}"]
+    return hooks.check_symbols() + hooks.check_applied()
+
+
+def attached_in_a_child() -> list[str]:
+    """The same in a process started as SGLang starts its scheduler."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        try:
+            return pool.apply_async(attached).get(_CHILD_SECONDS)
+        except Exception as error:
+            return [f"a process of its own failed: {type(error).__name__}: {error}"]
+
+
+def platform() -> tuple[list[str], str]:
+    """Problems of the hardware side, and what SGLang runs on."""
+    import torch
+    from sglang.srt.platforms import current_platform
+
+    name = type(current_platform).__name__
+    if torch.cuda.is_available():
+        return [], f"{name}, {torch.cuda.get_device_name(0)}"
+    if name == _STOCK_CPU:
+        return [f"{name}: SGLang's own needs AMX; pip install ./sglang_portable_cpu"], ""
+    return [], f"{name}, no GPU: a test bed, not speed"
+
+
+def backends() -> str:
+    """Which of the attention backends that read the arena can run here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"{ON_CPU} (the others need a GPU: {', '.join(_gpu_backends())})"
+    found = [b for b in _gpu_backends() if find_spec(_NEEDS.get(b, "torch")) is not None]
+    return "installed: " + ", ".join(found)
+
+
+def _gpu_backends() -> list[str]:
+    return [backend for backend in ATTENTION_BACKENDS if backend != ON_CPU]
+
+
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """Why a server would refuse these arguments.
+
+    With a model path they are resolved, as the launcher does; without one only what is written is
+    looked at.
+    """
+    import argparse
+
+    from sglang.srt.server_args import ServerArgs, prepare_server_args
+
+    asked = [*arguments]
+    if "--radix-cache-backend" not in asked:
+        asked += ["--radix-cache-backend", BACKEND_NAME]
+    has_model = any(a.split("=")[0] in ("--model-path", "--model") for a in asked)
+    try:
+        if has_model:
+            prepare_server_args(asked).resolve_once()
+        else:
+            parser = argparse.ArgumentParser(prog="sglang serve")
+            ServerArgs.add_cli_args(parser)
+            check_early(parser.parse_args([*asked, "--model-path", "none"]))
+    except ConfigError as error:
+        return str(error).splitlines()
+    except SystemExit:
+        return ["SGLang does not understand the command line (its message is above)"]
+    except Exception as error:  # whatever SGLang raises: the user reads it here, not later
+        return [f"SGLang refuses it: {type(error).__name__}: {error}"]
+    return []
+
+
+def settings() -> list[str]:
+    try:
+        load_config()
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def diagnose(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """All findings, in the order in which a start would meet them."""
+    hooked = f"{len(hooks.HOOKS)} of {len(hooks.HOOKS)} hooks as expected"
+    found = [finding("settings", settings(), "SGLANG_JENGA_* variables parse")]
+    found.append(finding("launcher process", attached(), f"plugin loaded, {hooked}"))
+    found.append(finding("scheduler process", attached_in_a_child(), f"plugin loaded, {hooked}"))
+    problems, fine = platform()
+    found.append(finding("platform", problems, fine))
+    found.append(finding("attention backends", [], backends()))
+    if found[1]["ok"]:
+        said = " ".join(arguments) or "the defaults"
+        found.append(finding("command line", command_line(arguments), f"nothing refused: {said}"))
+    return found
+
+
+def main(argv: Sequence[str], check: Callable[[Sequence[str]], Any] = diagnose) -> int:
+    """Write the findings to the file ``argv[0]``; the rest of ``argv`` is for the server."""
+    with redirect_stdout(sys.stderr):  # SGLang prints while it loads
+        found = check(argv[1:])
+    Path(argv[0]).write_text(json.dumps(found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
