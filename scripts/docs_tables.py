@@ -6,6 +6,7 @@ A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. The tests c
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python"))
 
+from sglang_jenga.cli import plan as plan_command  # noqa: E402
+from sglang_jenga.cli import plan_text  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
@@ -78,11 +81,51 @@ def metrics() -> str:
     )
 
 
+PLAN_EXAMPLE = ("gpt-oss-20b", "--kv", "8GiB", "--prompt-tokens", "8000", "--output-tokens", "500")
+#: Name -> (text tokens, image tokens) of vLLM's RFC #11382.
+RFC = {
+    "llama32-11b-vision": (43, 6193),
+    "gemma2-9b": (8192, 0),
+    "ministral-8b": (131072, 0),
+}
+
+
+def _report(*words: str) -> plan_command.Report:
+    parser = argparse.ArgumentParser()
+    plan_command.add_arguments(parser)
+    return plan_command.make_report(parser.parse_args(words))
+
+
+def plan() -> str:
+    """The output of ``sglang-jenga plan``, as a block."""
+    lines = [
+        f"$ sglang-jenga plan {' '.join(PLAN_EXAMPLE)}",
+        *plan_text.describe(_report(*PLAN_EXAMPLE)).splitlines(),
+    ]
+    return "\n".join(["", *(f"    {line}".rstrip() for line in lines), "", ""])
+
+
+def rfc() -> str:
+    """Waste of one pool for all layers, beside that of the arena, at the lengths of the RFC."""
+    rows = []
+    for name, (text, images) in RFC.items():
+        words = ["--kv", "40GiB", "--prompt-tokens", str(text - 1), "--output-tokens", "1"]
+        words += ["--image-tokens", str(images)] if images else []
+        found = {row.manager: row for row in _report(name, *words).capacities}
+        lengths = f"{text:,} text" + (f", {images:,} image" if images else "")
+        rows.append(
+            (name, lengths, *(f"{100 * found[m].waste:.2f} %" for m in ("all-full", "jenga")))
+        )
+    return table(("model", "tokens", "`all-full`", "`jenga`"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "refusals": refusals,
     "geometry": geometry,
     "metrics": metrics,
+    "plan": plan,
+    "rfc": rfc,
 }
 
 

@@ -14,7 +14,10 @@ MODULES = [
     "sglang_jenga.core",
     *(
         f"sglang_jenga.core.{name}"
-        for name in ("capacity", "catalog", "errors", "geometry", "kinds", "plan")
+        for name in (
+            *("capacity", "catalog", "demand", "errors", "geometry", "kinds", "managers"),
+            *("configs.find", "configs.read", "model_kinds", "plan", "sizing"),
+        )
     ),
 ]
 FORBIDDEN = ("torch", "sglang", "numpy", "transformers")

@@ -174,6 +174,11 @@ _FAMILY_FLAGS: Mapping[str, tuple[str, ...]] = {"gemma3_vision": ("--enable-mult
 _SMALL_SIDE_CACHE = {"SGLANG_VLM_CACHE_SIZE_MB": "1"}
 
 
+def family_flags(family: str) -> tuple[str, ...]:
+    """Flags that a family needs on every server."""
+    return _FAMILY_FLAGS.get(family, ())
+
+
 def variants_of(family: str) -> tuple[Variant, ...]:
     """The variants that make sense for a family, with what its kinds need.
 

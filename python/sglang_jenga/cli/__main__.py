@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "whether this environment can serve with Jenga, and which flags it would refuse",
     "explain": "why the prefix hit of a prompt has its length",
     "simulate": "what a trace of requests would do on an arena of so many bytes",
+    "plan": "the arena of a model from its config.json, and what other managers would hold",
 }
 
 

@@ -18,6 +18,8 @@ Words, used everywhere in the code:
 - needed bytes: what the kinds require of the running requests; waste = 1 - needed / held.
 
 Modules: ``policies`` (what a kind needs), ``kinds`` (what it stores), ``geometry`` (how an arena is
-cut), ``plan`` (the result), ``capacity`` (what requests cost on it), ``catalog`` (published
-models), ``errors``.
+cut), ``plan`` (the result), ``capacity`` (what requests cost on it), ``demand`` (what a server sets
+aside for them), ``model_kinds`` (layers sorted into kinds), ``sizing`` (from kinds and bytes to a
+server's arena), ``configs`` (kinds from a config.json), ``managers`` (what other KV managers hold),
+``catalog`` (published geometries), ``errors``.
 """

@@ -148,6 +148,7 @@ def requests_that_fit(
     *,
     image_tokens: int = 0,
     chunk_tokens: int = 0,
+    slide_tokens: int = 0,
     share_large_pages: bool = True,
 ) -> int:
     """How many equal requests fit at once, each at its final length, none sharing a prefix.
@@ -155,6 +156,8 @@ def requests_that_fit(
     chunk_tokens: prefill chunk size; room is kept for ONE request whose prompt ends with a whole
         chunk, because a step's prefill tokens are shared by all requests. 0 where prefill needs
         no slots beyond those kept afterwards.
+    slide_tokens: dead slots of a window kind that every request may still hold, since a window
+        slides some tokens at a time (core/demand.py).
     share_large_pages: True packs requests into large pages (mix_footprint), False gives each its
         own (request_footprint): the truth under load lies near the first.
     """
@@ -163,7 +166,7 @@ def requests_that_fit(
         raise ConfigError(
             f"output_tokens {output_tokens} and chunk_tokens {chunk_tokens} must be >= 0"
         )
-    final = RequestShape(num_tokens=prompt_tokens + output_tokens, image_tokens=image_tokens)
+    final = at_its_end(prompt_tokens + output_tokens, slide_tokens, image_tokens)
     prefill = RequestShape(
         num_tokens=prompt_tokens,
         chunk_tokens=min(chunk_tokens, prompt_tokens),
@@ -182,6 +185,16 @@ def requests_that_fit(
         else:
             too_many = middle
     return fits
+
+
+def at_its_end(num_tokens: int, slide_tokens: int, image_tokens: int) -> RequestShape:
+    """A decoding request of ``num_tokens`` whose window has not slid for ``slide_tokens``: it holds
+    what a chunk of as many tokens would."""
+    return RequestShape(
+        num_tokens=num_tokens,
+        chunk_tokens=min(slide_tokens, num_tokens),
+        image_tokens=image_tokens,
+    )
 
 
 def uniform_paging_waste(

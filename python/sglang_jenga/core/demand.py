@@ -67,7 +67,9 @@ class DemandModel:
         if self.window is None:
             return 0
         unit = plan.kinds[1].slots_per_large_page
-        wanted = max(unit, min(self.window.span_tokens // 16, MAX_SLIDE_TOKENS), self.page_tokens)
+        wanted = max(
+            unit, min((self.window.span_tokens or 0) // 16, MAX_SLIDE_TOKENS), self.page_tokens
+        )
         return -(-wanted // unit) * unit
 
     def window_tokens(self, extend: int, max_new: int, chunk: int | None, interval: int) -> int:
@@ -94,7 +96,7 @@ class DemandModel:
         full = -(-num_tokens // self.page_tokens)
         window = full
         if self.window is not None and self.chunk_tokens is not None:
-            span_pages = -(-self.window.span_tokens // self.page_tokens)
+            span_pages = -(-(self.window.span_tokens or 0) // self.page_tokens)
             head_pages = -(-self.window.head_tokens // self.page_tokens)
             interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
             window = min(full, head_pages + 2 * span_pages + interval_pages + 3)

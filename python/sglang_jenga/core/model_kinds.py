@@ -88,7 +88,8 @@ class ModelKinds:
     @property
     def window_policy(self) -> TokenPolicy | None:
         """The policy of the window kind: of its layers' the one that reads furthest back."""
-        return max((layer.policy for layer in self.window), key=reach, default=None)
+        policies = (layer.policy for layer in self.window)
+        return max((p for p in policies if isinstance(p, TokenPolicy)), key=reach, default=None)
 
     @property
     def span_tokens(self) -> int | None:

@@ -20,9 +20,9 @@ import msgspec
 
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.sizes import format_bytes
+from sglang_jenga.core.sizing import size_arena as core_size_arena
 from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.refusals import check_backends, require_checked_encoder
@@ -220,16 +220,14 @@ def size_arena(
             "left after the weights under --mem-fraction-static "
             f"{get_schedule().mem_fraction_static}: lower the size or raise the fraction"
         )
-    plan = plan_arena(
-        setup.kinds.specs(kvc.kv_cache_dtype), arena_bytes=wanted, page_tokens=kvc.page_size
-    )
-    chunk = get_schedule().chunked_prefill_size
-    demand = DemandModel(
+    sized = core_size_arena(
+        setup.kinds.specs(kvc.kv_cache_dtype),
+        arena_bytes=wanted,
         page_tokens=kvc.page_size,
         window=setup.kinds.window_policy,
-        chunk_tokens=chunk if chunk and chunk > 0 else None,
+        chunk_tokens=get_schedule().chunked_prefill_size,
     )
-    longest = demand.longest_request_tokens(plan)
+    plan, demand, longest = sized.plan, sized.demand, sized.longest_request_tokens
     _require_one_request(kvc, plan, demand, longest)
     setattr(kvc.model_config, _ATTRIBUTE, replace(setup, plan=plan, demand=demand))
     if setup.kinds.states is not None:
