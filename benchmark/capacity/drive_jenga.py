@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import KindSpec, attention_kind, state_kind
 from sglang_jenga.core.policies import Chunked, Cross, Full, Policy, Window
+from sglang_jenga.core.sizing import size_arena
 from sglang_jenga.sglang_ext.order import EvictionOrder
 from sglang_jenga.simulate.contents import Tokens
-from sglang_jenga.simulate.model import as_served, demand_model
+from sglang_jenga.simulate.model import as_served, window_of
 from sglang_jenga.simulate.server import ServerEngine, be_quiet
 from sglang_jenga.simulate.server_parts import build
 
@@ -140,8 +140,14 @@ class JengaPeer(Peer):
     def __init__(self, model: Any, budget: int, args: Any, opts: dict[str, str]) -> None:
         self.model, self.budget, self.timers = model, budget, Timers()
         kinds = kinds_of(model)
-        self.plan = plan_arena(kinds, arena_bytes=budget, page_tokens=1)
-        demand = demand_model(kinds, page_tokens=1, chunk_tokens=args.token_budget)
+        sized = size_arena(
+            kinds,
+            arena_bytes=budget,
+            page_tokens=1,
+            window=window_of(kinds),
+            chunk_tokens=args.token_budget,
+        )
+        self.plan, demand = sized.plan, sized.demand
         parts = build(
             self.plan,
             demand,
@@ -162,7 +168,7 @@ class JengaPeer(Peer):
             "large_page_bytes": self.plan.large_page_bytes,
             "num_large_pages": self.plan.num_large_pages,
             "slide_interval_tokens": demand.slide_interval_tokens(self.plan),
-            "longest_request_tokens": demand.longest_request_tokens(self.plan),
+            "longest_request_tokens": sized.longest_request_tokens,
         }
 
     # ---- the judge's step ------------------------------------------------------------------

@@ -15,11 +15,12 @@ import pytest
 
 from sglang_jenga.cli.__main__ import main
 from sglang_jenga.core.catalog import CATALOG
+from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.simulate.engine import Request
 from sglang_jenga.simulate.loop import Loop, Stuck
-from sglang_jenga.simulate.model import as_served, demand_model, kinds_of
+from sglang_jenga.simulate.model import as_served, kinds_of, window_of
 from sglang_jenga.simulate.plain import PlainEngine
 from sglang_jenga.simulate.replay import Options, engine_for, replay
 from sglang_jenga.simulate.report import Report
@@ -194,7 +195,7 @@ def test_the_plain_engine_reports_what_is_lost() -> None:
     kinds = kinds_of("llama31-8b")
     engine = PlainEngine(
         plan_arena(kinds, arena_bytes=GIB),
-        demand=demand_model(kinds, page_tokens=1, chunk_tokens=64),
+        demand=DemandModel(page_tokens=1, window=window_of(kinds), chunk_tokens=64),
         max_running=2,
         longest_tokens=100,
     )

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from sglang_jenga.simulate.model import kinds_of
+from sglang_jenga.core.catalog import model_kinds
+from sglang_jenga.simulate.model import as_served
 from sglang_jenga.simulate.replay import Options, replay
 from sglang_jenga.simulate.report import Report
 from sglang_jenga.simulate.traces import read_trace
@@ -36,9 +37,8 @@ def name(row: dict[str, Any]) -> str:
 def replayed(row: dict[str, Any], engine: Any) -> Report:
     options = Options(kv_bytes=row["arena_bytes"], context_tokens=row["longest_request_tokens"])
     trace = read_trace(DATA / "traces" / FILES[row["stream"]])
-    return replay(
-        kinds_of(row["model"]), trace, options, engine=engine, model=row["model"], source="a test"
-    )
+    kinds = as_served(model_kinds(row["model"]))  # the judge's windows are those of the papers
+    return replay(kinds, trace, options, engine=engine, model=row["model"], source="a test")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)

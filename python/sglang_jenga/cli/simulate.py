@@ -6,33 +6,41 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang_jenga.cli.arguments import add_output, size
 from sglang_jenga.cli.terminal import Screen
+from sglang_jenga.core.configs.dtypes import KV_DTYPES, STATE_DTYPES
+from sglang_jenga.core.configs.published import PUBLISHED
+from sglang_jenga.core.configs.read import ServeFlags
 from sglang_jenga.core.errors import ConfigError, JengaError
 
 if TYPE_CHECKING:
     from sglang_jenga.simulate.loop import Totals
     from sglang_jenga.simulate.report import Report
 
-EXAMPLES = """examples:
+EXAMPLES = f"""examples:
   sglang-jenga simulate --model gemma3-27b --trace azure_code.csv --kv 17GiB
   sglang-jenga simulate --model gpt-oss-20b --trace mooncake.jsonl --kv 8GiB --limit 400
-  sglang-jenga simulate --model jamba-v0.1 --trace requests.jsonl --timeline bytes.svg
+  sglang-jenga simulate --model ./my-model --trace requests.jsonl --timeline bytes.svg
   sglang-jenga simulate --model llama31-8b --trace bench.jsonl --format json --output result.json
 
 A trace is a Mooncake trace (JSON lines), an Azure LLM inference trace (CSV), the output of
 sglang.bench_serving --output-details, or a log of requests with token counts (SGLang, OpenAI).
 All of its requests are there from the start.
+
+models known by name: {", ".join(PUBLISHED)}
 """
 _BAR = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a model of the catalogue, as gemma3-27b")
+    parser.add_argument(
+        "--model", required=True, help="config.json, a directory that has one, or a known name"
+    )
     parser.add_argument("--trace", required=True, type=Path, help="file of requests")
     parser.add_argument("--kv", type=size, default="20GiB", help="bytes of the arena (%(default)s)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="replay N requests only")
@@ -71,9 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kv-cache-dtype",
-        choices=("auto", "bfloat16", "fp8_e4m3", "fp8_e5m2"),
+        choices=("auto", *KV_DTYPES),
         default="auto",
-        help="type of the KV cache; auto is bfloat16",
+        help="type of K and V (%(default)s: the model's own)",
+    )
+    parser.add_argument("--mamba-ssm-dtype", choices=tuple(STATE_DTYPES), help="type of states")
+    parser.add_argument(
+        "--tp", type=_positive, default=1, help="tensor parallel ranks; bytes are of one of them"
     )
     parser.add_argument(
         "--image-tokens",
@@ -105,7 +117,7 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         ConfigError: for the user to read.
     """
-    from sglang_jenga.simulate.model import KV_ITEMSIZE, kinds_of
+    from sglang_jenga.simulate.model import kinds_of
     from sglang_jenga.simulate.replay import Options, engine_for, replay
     from sglang_jenga.simulate.traces import read_trace
 
@@ -113,7 +125,10 @@ def run(args: argparse.Namespace) -> str:
         from sglang_jenga.simulate.plot import require_plotting
 
         require_plotting(args.timeline)
-    kinds = kinds_of(args.model, kv_itemsize=KV_ITEMSIZE[args.kv_cache_dtype])
+    flags = ServeFlags(
+        tp=args.tp, kv_cache_dtype=args.kv_cache_dtype, mamba_ssm_dtype=args.mamba_ssm_dtype
+    )
+    kinds = kinds_of(args.model, flags, page_tokens=args.page_size)
     trace = read_trace(args.trace, skip=args.skip, limit=args.limit)
     if args.repeat > 1:
         if trace.shares_text:
@@ -131,13 +146,16 @@ def run(args: argparse.Namespace) -> str:
         image_tokens=args.image_tokens,
         prefix_cache=not args.disable_radix_cache,
     )
+    engine = engine_for(trace, args.engine)
+    if engine == "server":
+        _load_quietly()
     screen = Screen(sys.stderr)
     try:
         report = replay(
             kinds,
             trace,
             options,
-            engine=engine_for(trace, args.engine),
+            engine=engine,
             model=args.model,
             source=args.trace.name,
             progress=_Progress(screen) if screen.live else None,
@@ -147,6 +165,14 @@ def run(args: argparse.Namespace) -> str:
     finally:
         screen.end_progress()
     return _text(report, args)
+
+
+def _load_quietly() -> None:
+    """Load SGLang without what it and its packages say about this machine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sglang_jenga.simulate.server import be_quiet
+    be_quiet()
 
 
 def _text(report: Report, args: argparse.Namespace) -> str:

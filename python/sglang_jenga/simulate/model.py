@@ -1,30 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model by name, as kinds in the order and with the names that a server gives them."""
+"""A model by name or by its config.json, as the kinds that a server of it would have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sglang_jenga.core.catalog import model_kinds
-from sglang_jenga.core.demand import DemandModel
+from sglang_jenga.core.configs.find import find_config
+from sglang_jenga.core.configs.read import ServeFlags, read_model
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import KindSpec
 from sglang_jenga.core.model_kinds import CROSS, FULL, STATE, WINDOW
 from sglang_jenga.core.policies import Cross, Full, Policy, State, TokenPolicy
 
 _ORDER = (FULL, WINDOW, CROSS, STATE)
-#: Bytes of one stored number, by SGLang's ``--kv-cache-dtype``.
-KV_ITEMSIZE = {"auto": 2, "bfloat16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
 
-def kinds_of(text: str, *, kv_itemsize: int = 2) -> tuple[KindSpec, ...]:
-    """The kinds of a model: ``text`` names one of the catalogue.
+def kinds_of(
+    text: str, flags: ServeFlags | None = None, *, page_tokens: int = 1
+) -> tuple[KindSpec, ...]:
+    """The kinds of a model: ``text`` is a config.json, its directory, or a published name.
 
     Raises:
-        ConfigError: there is no such model, or the arena cannot hold its kinds.
+        ConfigError: there is no such model, or no server would have it, and why.
     """
-    return as_served(model_kinds(text, kv_itemsize=kv_itemsize))
+    model = read_model(find_config(text).config, flags)
+    if model.family.page_one and page_tokens != 1:
+        raise ConfigError(
+            f"{model.architecture} is served with --page-size 1 only, not {page_tokens}"
+        )
+    return as_served(model.specs)
 
 
 def as_served(kinds: Iterable[KindSpec]) -> tuple[KindSpec, ...]:
@@ -44,13 +49,10 @@ def as_served(kinds: Iterable[KindSpec]) -> tuple[KindSpec, ...]:
     return tuple(named)
 
 
-def demand_model(
-    kinds: Iterable[KindSpec], *, page_tokens: int, chunk_tokens: int | None
-) -> DemandModel:
-    """What requests ask of these kinds (of :func:`as_served`)."""
+def window_of(kinds: Iterable[KindSpec]) -> TokenPolicy | None:
+    """The policy of the window kind of a served model; None: it has none."""
     policies = [kind.policy for kind in kinds if kind.name == WINDOW]
-    window = policies[0] if policies and isinstance(policies[0], TokenPolicy) else None
-    return DemandModel(page_tokens=page_tokens, window=window, chunk_tokens=chunk_tokens)
+    return policies[0] if policies and isinstance(policies[0], TokenPolicy) else None
 
 
 def _name_of(policy: Policy) -> str:

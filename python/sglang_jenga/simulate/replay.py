@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError, JengaError
-from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.kinds import KindSpec
 from sglang_jenga.core.model_kinds import CROSS
-from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.sizing import SizedArena, size_arena
 from sglang_jenga.simulate.engine import Engine, Request
 from sglang_jenga.simulate.loop import Loop, Totals
-from sglang_jenga.simulate.model import demand_model
+from sglang_jenga.simulate.model import window_of
 from sglang_jenga.simulate.report import Report, Setup
 from sglang_jenga.simulate.traces import Trace
 
@@ -87,10 +85,15 @@ def replay(
     """
     if options.image_tokens and CROSS not in [kind.name for kind in kinds]:
         raise ConfigError("image tokens were given, but the model has no layers for images alone")
-    plan = plan_arena(kinds, arena_bytes=options.kv_bytes, page_tokens=options.page_tokens)
-    demand = demand_model(kinds, page_tokens=options.page_tokens, chunk_tokens=options.chunk_tokens)
-    kept, longest = _that_fit(trace, options, demand.longest_request_tokens(plan))
-    made, requests = _engine(engine, plan, demand, kept, options, longest)
+    sized = size_arena(
+        kinds,
+        arena_bytes=options.kv_bytes,
+        page_tokens=options.page_tokens,
+        window=window_of(kinds),
+        chunk_tokens=options.chunk_tokens,
+    )
+    kept, longest = _that_fit(trace, options, sized.longest_request_tokens)
+    made, requests = _engine(engine, sized, kept, options, longest)
     loop = Loop(
         made,
         requests,
@@ -122,7 +125,7 @@ def replay(
     )
     return Report(
         setup=setup,
-        plan=plan,
+        plan=sized.plan,
         totals=totals,
         waits=dict(made.waits()),
         delayed=dict(made.delayed_requests()),
@@ -158,8 +161,7 @@ def _that_fit(trace: Trace, options: Options, arena_tokens: int) -> tuple[Trace,
 
 def _engine(
     name: EngineName,
-    plan: ArenaPlan,
-    demand: DemandModel,
+    sized: SizedArena,
     trace: Trace,
     options: Options,
     longest: int,
@@ -174,22 +176,21 @@ def _engine(
             for index, request in enumerate(trace.requests)
         ]
         plain = PlainEngine(
-            plan, demand=demand, max_running=options.max_running, longest_tokens=longest
+            sized.plan, demand=sized.demand, max_running=options.max_running, longest_tokens=longest
         )
         return plain, requests
     from sglang_jenga.simulate.contents import contents_of
-    from sglang_jenga.simulate.server import ServerEngine, be_quiet
+    from sglang_jenga.simulate.server import ServerEngine
     from sglang_jenga.simulate.server_parts import build
 
-    be_quiet()
     contents = contents_of(trace)
     requests = [
         Request(index, request.prompt_tokens, request.output_tokens, images, after)
         for index, (request, after) in enumerate(zip(trace.requests, contents.turn_of, strict=True))
     ]
     parts = build(
-        plan,
-        demand,
+        sized.plan,
+        sized.demand,
         num_rows=options.max_running,
         context_tokens=longest + options.page_tokens + 64,
         disable_cache=not options.prefix_cache,

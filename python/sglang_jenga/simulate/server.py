@@ -60,7 +60,7 @@ class HostTimes:
 
 
 def be_quiet() -> None:
-    """One thread and no log lines: what a replay wants of torch and SGLang."""
+    """One thread and no log lines, in the whole process: what a replay wants of SGLang."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
 
