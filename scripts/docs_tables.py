@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "python"))
 
 from sglang_jenga.cli import plan as plan_command  # noqa: E402
 from sglang_jenga.cli import plan_text  # noqa: E402
+from sglang_jenga.cli import simulate as simulate_command  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
@@ -119,6 +120,23 @@ def rfc() -> str:
     return table(("model", "tokens", "`all-full`", "`jenga`"), rows)
 
 
+SIMULATE_EXAMPLE = ("--model", "gemma3-27b", "--trace", "azure_llm_2023_code.csv", "--kv", "6GiB")
+
+
+def simulate() -> str:
+    """The output of ``sglang-jenga simulate`` on the traces of the tests, without its seconds."""
+    name = SIMULATE_EXAMPLE[SIMULATE_EXAMPLE.index("--trace") + 1]
+    parser = argparse.ArgumentParser()
+    simulate_command.add_arguments(parser)
+    args = parser.parse_args(SIMULATE_EXAMPLE)
+    args.trace = ROOT / "tests" / "data" / "traces" / name
+    shown = [
+        line for line in simulate_command.run(args).splitlines() if "events/s" not in line
+    ]
+    lines = [f"$ sglang-jenga simulate {' '.join(SIMULATE_EXAMPLE)}", *shown]
+    return "\n".join(["", *(f"    {line}".rstrip() for line in lines), "", ""])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "refusals": refusals,
@@ -126,6 +144,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "plan": plan,
     "rfc": rfc,
+    "simulate": simulate,
 }
 
 
