@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sglang_jenga.core.errors import JengaError
 from sglang_jenga.simulate.engine import Engine, Request
@@ -66,57 +66,64 @@ class Totals:
         return self.starts + self.chunks + self.decode_tokens + self.preemptions + self.finished
 
 
-@dataclass(slots=True)
 class _Queue:
     """Who waits, in order. Requests of the trace come by position, preempted ones before them."""
 
-    requests: Sequence[Request]
-    next_index: int = 0
-    returned: list[tuple[int, Request]] = field(default_factory=list)
-    blocked: dict[int, list[Request]] = field(default_factory=dict)
-    done: set[int] = field(default_factory=set)
-    _front: int = 0
-    _num_blocked: int = 0
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        #: The first of the trace that has not been asked for yet; ``_fresh`` is the one before it.
+        self._next = 0
+        self._fresh: Request | None = None
+        #: Preempted, and next turns whose answer before is there: by position.
+        self._returned: list[tuple[int, Request]] = []
+        self._front = 0
+        self._blocked: dict[int, list[Request]] = {}
+        self._num_blocked = 0
+        self._is_done = bytearray(len(requests))
 
     def __len__(self) -> int:
-        return len(self.requests) - self.next_index + len(self.returned) + self._num_blocked
+        waiting = len(self._requests) - self._next + len(self._returned) + self._num_blocked
+        return waiting + (self._fresh is not None)
 
     def head(self) -> Request | None:
         """The first that may be admitted; None: all that wait, wait for an answer."""
-        while self.next_index < len(self.requests):
-            request = self.requests[self.next_index]
-            if request.after < 0 or request.after in self.done:
-                break
-            self.blocked.setdefault(request.after, []).append(request)
-            self._num_blocked += 1
-            self.next_index += 1
-        if self.returned and self.returned[0][0] < self.next_index:
-            return self.returned[0][1]
-        return self.requests[self.next_index] if self.next_index < len(self.requests) else None
+        while self._fresh is None and self._next < len(self._requests):
+            request = self._requests[self._next]
+            self._next += 1
+            if request.after < 0 or self._is_done[request.after]:
+                self._fresh = request
+            else:
+                self._blocked.setdefault(request.after, []).append(request)
+                self._num_blocked += 1
+        if not self._returned or (
+            self._fresh is not None and self._fresh.index < self._returned[0][0]
+        ):
+            return self._fresh
+        return self._returned[0][1]
 
     def take(self, request: Request) -> None:
         """The head starts."""
-        if self.returned and self.returned[0][1] is request:
-            heapq.heappop(self.returned)
+        if request is self._fresh:
+            self._fresh = None
         else:
-            self.next_index += 1
+            heapq.heappop(self._returned)
 
     def put_first(self, request: Request) -> None:
         """A preempted request."""
         self._front -= 1
-        heapq.heappush(self.returned, (self._front, request))
+        heapq.heappush(self._returned, (self._front, request))
 
     def note_finished(self, request: Request) -> None:
         """Its next turn, if one waits, need wait no longer."""
-        index = request.index
-        self.done.add(index)
-        for waiting in self.blocked.pop(index, ()):
-            heapq.heappush(self.returned, (waiting.index, waiting))
+        self._is_done[request.index] = True
+        for waiting in self._blocked.pop(request.index, ()):
+            heapq.heappush(self._returned, (waiting.index, waiting))
             self._num_blocked -= 1
 
 
 class Loop:
-    """One replay. ``requests``: in the order of the trace, their ``index`` counting from 0.
+    """One replay. ``requests``: in the order of the trace, their ``index`` counting from 0; each is
+    asked for once.
 
     token_budget: tokens that a step computes at most. progress: called now and then with the
     totals so far.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from sglang_jenga.core.errors import ConfigError, JengaError
 from sglang_jenga.core.kinds import KindSpec
@@ -159,26 +159,37 @@ def _that_fit(trace: Trace, options: Options, arena_tokens: int) -> tuple[Trace,
     )
 
 
+class _Fresh(Sequence[Request]):
+    """Requests of a trace, made when they are asked for: a week has millions."""
+
+    def __init__(self, trace: Trace, image_tokens: int) -> None:
+        self._trace = trace
+        self._image_tokens = image_tokens
+
+    def __len__(self) -> int:
+        return len(self._trace.requests)
+
+    def __getitem__(self, index: Any) -> Any:
+        request = self._trace.requests[index]
+        return Request(index, request.prompt_tokens, request.output_tokens, self._image_tokens)
+
+
 def _engine(
     name: EngineName,
     sized: SizedArena,
     trace: Trace,
     options: Options,
     longest: int,
-) -> tuple[Engine, list[Request]]:
+) -> tuple[Engine, Sequence[Request]]:
     """An engine, and the requests that it understands."""
     images = options.image_tokens
     if name == "plain":
         from sglang_jenga.simulate.plain import PlainEngine
 
-        requests = [
-            Request(index, request.prompt_tokens, request.output_tokens, images)
-            for index, request in enumerate(trace.requests)
-        ]
         plain = PlainEngine(
             sized.plan, demand=sized.demand, max_running=options.max_running, longest_tokens=longest
         )
-        return plain, requests
+        return plain, _Fresh(trace, images)
     from sglang_jenga.simulate.contents import contents_of
     from sglang_jenga.simulate.server import ServerEngine
     from sglang_jenga.simulate.server_parts import build
