@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 
 from sglang_jenga.cli.__main__ import main
+from sglang_jenga.cli.simulate import _Progress
+from sglang_jenga.cli.terminal import Screen
 from sglang_jenga.core.catalog import CATALOG
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.simulate.engine import Request
-from sglang_jenga.simulate.loop import Loop, Stuck
+from sglang_jenga.simulate.loop import Loop, Stuck, Totals
 from sglang_jenga.simulate.model import as_served, kinds_of, window_of
 from sglang_jenga.simulate.plain import PlainEngine
 from sglang_jenga.simulate.replay import Options, engine_for, replay
@@ -220,6 +223,21 @@ def test_the_command_prints_a_report_and_nothing_else(capsys: pytest.CaptureFixt
     assert status == 0 and err == ""
     assert "gemma3-27b on 3.00 GiB" in out and "60 requests (azure)" in out
     assert "steps to drain" in out and "refusals for want of bytes: window" in out
+
+
+def test_a_terminal_gets_a_bar_in_place_that_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen(Terminal())
+    _Progress(screen)(Totals(finished=5, steps=1234, seconds=2.0), 10)
+    shown = screen._out.getvalue()  # type: ignore[attr-defined]
+    assert "###...  50 %  5 of 10 requests, 1,234 steps" in shown.replace("." * 12, "")
+    assert "\n" not in shown
+    screen.end_progress()
+    assert screen._out.getvalue().endswith(" \r")  # type: ignore[attr-defined]
 
 
 def test_json_has_a_schema_and_the_numbers_of_the_text(capsys: pytest.CaptureFixture[str]) -> None:
