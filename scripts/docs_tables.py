@@ -130,9 +130,7 @@ def simulate() -> str:
     simulate_command.add_arguments(parser)
     args = parser.parse_args(SIMULATE_EXAMPLE)
     args.trace = ROOT / "tests" / "data" / "traces" / name
-    shown = [
-        line for line in simulate_command.run(args).splitlines() if "events/s" not in line
-    ]
+    shown = [line for line in simulate_command.run(args).splitlines() if "events/s" not in line]
     lines = [f"$ sglang-jenga simulate {' '.join(SIMULATE_EXAMPLE)}", *shown]
     return "\n".join(["", *(f"    {line}".rstrip() for line in lines), "", ""])
 
