@@ -20,6 +20,7 @@ from sglang_jenga.cli import doctor as doctor_command  # noqa: E402
 from sglang_jenga.cli import explain as explain_command  # noqa: E402
 from sglang_jenga.cli import plan as plan_command  # noqa: E402
 from sglang_jenga.cli import plan_text  # noqa: E402
+from sglang_jenga.cli import simulate as simulate_command  # noqa: E402
 from sglang_jenga.cli.spans import ASCII  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
@@ -234,6 +235,21 @@ def rfc() -> str:
     return table(("model", "tokens", "`all-full`", "`jenga`"), rows)
 
 
+SIMULATE_EXAMPLE = ("--model", "gemma3-27b", "--trace", "azure_llm_2023_code.csv", "--kv", "6GiB")
+
+
+def simulate() -> str:
+    """The output of ``sglang-jenga simulate`` on the traces of the tests, without its seconds."""
+    name = SIMULATE_EXAMPLE[SIMULATE_EXAMPLE.index("--trace") + 1]
+    parser = argparse.ArgumentParser()
+    simulate_command.add_arguments(parser)
+    args = parser.parse_args(SIMULATE_EXAMPLE)
+    args.trace = ROOT / "tests" / "data" / "traces" / name
+    shown = [line for line in simulate_command.run(args).splitlines() if "events/s" not in line]
+    lines = [f"$ sglang-jenga simulate {' '.join(SIMULATE_EXAMPLE)}", *shown]
+    return "\n".join(["", *(f"    {line}".rstrip() for line in lines), "", ""])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "refusals": refusals,
@@ -246,6 +262,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rfc": rfc,
     "doctor": doctor,
     "explain": explain,
+    "simulate": simulate,
 }
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "explain": "why the prefix hit of a prompt has its length",
     "map": "the large pages of a server's arena by kind and state, as a page for a browser",
     "plan": "the arena of a model from its config.json, and what other managers would hold",
+    "simulate": "what a trace of requests would do on an arena of so many bytes",
     "top": "the arena of a live server by kind, its requests and hits, in a terminal",
 }
 

@@ -58,12 +58,12 @@ class Screen:
             self._line_open = False
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns: the first to the left, the others to the right."""
+def table(rows: Sequence[Sequence[str]], *, right: bool = True) -> list[str]:
+    """Aligned columns: the first to the left, the others to the right (or all to the left)."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.rjust(width) if i and right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -1,167 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission by bytes across kinds (design section 4).
+"""Admission by bytes across kinds, behind SGLang's budget of a prefill pass.
 
-SGLang asks a budget object, once per candidate of a prefill pass, whether the request may run. Two
-questions are answered here:
-
-* *eventually*: could everything running, everything admitted in this pass and this request reach
-  its expected length, if every evictable slot were gone? A necessary condition, from counts.
-* *now*: is the next chunk of everything admitted really free? Here slots are evicted until it is,
-  so an admitted request cannot fail to allocate. The eviction is what the allocation would do a
-  moment later; a candidate that fails the first question evicts nothing.
-
-Liveness: when nothing runs and nothing was admitted, only *now* is asked, and the chunk is
-shortened until it fits, because no other request could ever make room. Decisions depend on counts
-only, so tensor-parallel ranks agree.
+What is decided, and from what, is :mod:`sglang_jenga.core.admission`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
+
+from sglang_jenga.core.admission import NEWCOMER_STATES, PrefillPass
 
 if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 
-#: A newcomer's chunk is not shortened below this: much shorter ones waste a GPU's prefill speed.
-MIN_CHUNK_TOKENS = 2048
-#: Recurrent states that a request needs while it runs (where the model has any): its own. Those it
-#: leaves behind for others belong to the tree, which gives them up when bytes are short.
-NEWCOMER_STATES = 1
-
-
-class ArenaPrefillBudget(PrefillBudget):
-    """One prefill pass over the waiting queue.
-
-    ``pending_pages``: small pages per kind promised to requests of this pass, not yet allocated;
-    their bytes are already free. ``total_offset`` (upstream's name) is the number of full tokens
-    that running and admitted requests may still need.
-    """
+class ArenaPrefillBudget(PrefillPass, PrefillBudget):
+    """One prefill pass over the waiting queue; SGLang asks it once per candidate."""
 
     def __init__(
         self, allocator: ArenaAllocatorBase, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
     ) -> None:
-        super().__init__(allocator, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
-        self._demand = allocator.demand
-        self._interval = self._demand.slide_interval_tokens(allocator.plan)
-        self.pending_pages = allocator.demand_of(self._pages(num_mixed_decode_tokens))
-        self._admitted = 0
-        #: Window growth of running requests, and the state of the arena it was summed up for.
-        self._growth = 0.0
-        self._growth_version = -1
-        #: What the last question that was answered with no asked for, small pages per kind.
-        self._short_of = self.pending_pages
-        #: A request got a shorter chunk than it could use, for want of memory.
-        self._starved = False
-
-    def _pages(self, tokens: float) -> int:
-        return -(-math.ceil(tokens) // self.page_size)
-
-    # ---- the two questions -----------------------------------------------------------------
-
-    def _fits_eventually(
-        self, full_tokens: float, window_tokens: float, states: int, images: int = 0
-    ) -> bool:
-        """Could this many more slots per kind fit once all evictable slots are gone?
-
-        ``images``: so many of a newcomer's tokens are an image's; SGLang counts them among the
-        full ones.
-        """
-        arena = self.allocator
-        asked = arena.demand_of(0)
-        if arena.cross_kind is not None:
-            images += self.pending_pages[arena.cross_kind]
-            asked[arena.cross_kind] = images
-            full_tokens -= images
-        if arena.state_kind is not None:
-            asked[arena.state_kind] = self._states_asked(
-                states, self.pending_pages[arena.state_kind]
-            )
-        for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
-            asked[kind] = self._pages(tokens)
-        fits = bool(arena.fits_once_evicted(self.tree_cache, asked))
-        if not fits:
-            self._short_of = asked
-        return fits
-
-    def _states_asked(self, newcomers: int, pending: int) -> int:
-        """States for newcomers and for those admitted in this pass, and what they leave the cache.
-
-        That is a state for each request that is likely to hit one, at most for every fourth: where
-        there are hits, the last request or two of a batch would cost a part of them
-        (benchmark/capacity). Requests that run need leave none.
-        """
-        if not newcomers:
-            return pending
-        running = np.count_nonzero(self.allocator.row_tokens)
-        requests = int(running) + self._admitted + newcomers
-        return newcomers + pending + int(requests * min(0.25, self.allocator.state_hit_rate))
-
-    def _future_window_tokens(self) -> float:
-        """Window growth of running requests: none grows past what it keeps, nor past its tokens."""
-        kept = self._demand.kept_tokens
-        if kept is None:
-            return 0
-        if self._growth_version != self.allocator.core.version:  # a request may be preempted
-            self._growth_version = self.allocator.core.version
-            tokens = self.allocator.row_tokens
-            self._growth = np.maximum(0, kept + self._interval - tokens[tokens > 0]).sum()
-        return float(min(self.total_offset, self._growth))
-
-    def _demand_of_newcomer(self, tokens: int, states: int) -> list[int]:
-        """Small pages per kind of a request's next ``tokens``, its images first, and ``states``."""
-        images = min(tokens, self.allocator.candidate_images) if states else 0
-        # Exact or a page too many: an extension may begin inside its prefix's last page.
-        return self.allocator.demand_of(self._pages(tokens - images), states, images)
-
-    def _make_free_now(self, tokens: int, states: int, *, sparing: bool = False) -> bool:
-        """Evict until the pass's promises and this much more are free in every kind.
-
-        ``tokens`` in each kind that grows by tokens, and ``states`` recurrent states.
-        """
-        more = self._demand_of_newcomer(tokens, states)
-        demand = [pages + asked for pages, asked in zip(self.pending_pages, more, strict=True)]
-        arena = self.allocator
-        cause = f"request {arena.candidate} started" if states else "a prompt's next chunk ran"
-        fits = bool(arena.reclaim(self.tree_cache, demand, cause=cause, sparing=sparing))
-        if not fits:
-            self._short_of = demand
-        return fits
-
-    def _note_refusal(self, rid: str) -> None:
-        arena = self.allocator
-        arena.starvation.note_refusal(arena, self.tree_cache, self._short_of, rid)
-
-    def _largest_chunk_now(self, limit: int, states: int, *, sparing: bool = False) -> int:
-        """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""
-        low, high = 0, limit // self.page_size
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._make_free_now(middle * self.page_size, states, sparing=sparing):
-                low = middle
-            else:
-                high = middle - 1
-        return low * self.page_size
-
-    def _shorter_chunks(self, tokens: int) -> Iterator[int]:
-        """Halves of a chunk, longest first, where a shorter chunk asks for much less.
-
-        While a chunk runs, a window kind holds a slot for each of its tokens. That is what keeps a
-        request out when those slots are bigger than the full ones (Gemma-3: five times).
-        """
-        sizes = [self.allocator.plan.kinds[k].slot_bytes for k in self.allocator.token_kinds]
-        if len(sizes) == 1 or sizes[1] <= sizes[0]:
-            return
-        while tokens // 2 >= MIN_CHUNK_TOKENS:
-            tokens //= 2
-            yield -(-tokens // self.page_size) * self.page_size
-
-    # ---- SGLang's interface ----------------------------------------------------------------
+        PrefillBudget.__init__(
+            self, allocator, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens
+        )
+        PrefillPass.__init__(
+            self, allocator, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens
+        )
 
     def _obtainable_tokens(self) -> int:
         return self.allocator.available_size() + self.tree_cache.evictable_slots(0)
@@ -173,11 +39,6 @@ class ArenaPrefillBudget(PrefillBudget):
     @property
     def remaining_current(self) -> float:
         return self._obtainable_tokens() - self.current_offset
-
-    @property
-    def is_idle(self) -> bool:
-        """No request holds memory and none was admitted: only evicting can make room."""
-        return self._admitted == 0 and not self.allocator.row_tokens.any()
 
     def has_capacity(self) -> bool:
         return self._fits_eventually(
@@ -195,39 +56,7 @@ class ArenaPrefillBudget(PrefillBudget):
         chunk_limit: int | None,
         auxiliary_swa_host_hit_length: int = 0,
     ) -> tuple[bool, int | None]:
-        now = extend_input_len if chunk_limit is None else min(extend_input_len, chunk_limit)
-        if self._starved:  # a newcomer must not take the bytes that a half-done prompt waits for
-            self._note_refusal(self.allocator.candidate)
-            return False, None
-        if self.is_idle:
-            if self._make_free_now(now, NEWCOMER_STATES):
-                return True, chunk_limit
-            if chunk_limit is not None:
-                shorter = self._largest_chunk_now(now, NEWCOMER_STATES)
-                if shorter > self.allocator.candidate_images:  # they are computed in one go
-                    return True, shorter
-        elif self._admits(extend_input_len, total_tokens, max_new_tokens, chunk_limit, now):
-            return True, chunk_limit
-        elif chunk_limit is not None:
-            for chunk in self._shorter_chunks(now):
-                if self._admits(extend_input_len, total_tokens, max_new_tokens, chunk, chunk):
-                    self._starved = True
-                    return True, chunk
-        self._note_refusal(self.allocator.candidate)
-        return False, None
-
-    def _admits(
-        self, extend: int, total_tokens: float, max_new: int, chunk: int | None, now: int
-    ) -> bool:
-        window = self._demand.window_tokens(extend, max_new, chunk, self._interval)
-        # A newcomer waits rather than take the windows of requests that run: a few slots that let
-        # the next turn of a conversation skip its whole history.
-        return self._fits_eventually(
-            self.total_offset + total_tokens,
-            self._future_window_tokens() + window,
-            NEWCOMER_STATES,
-            min(now, self.allocator.candidate_images),
-        ) and self._make_free_now(now, NEWCOMER_STATES, sparing=True)
+        return self.check(extend_input_len, total_tokens, max_new_tokens, chunk_limit)
 
     def can_allocate_prefill(
         self,
@@ -246,32 +75,6 @@ class ArenaPrefillBudget(PrefillBudget):
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
         return chunk_limit if chunk_limit > 0 else None
 
-    def fit_chunk(
-        self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
-    ) -> int | None:
-        """Longest next chunk of a request already under way, None: none fits this pass.
-
-        The rest of its prompt counts as promised before anybody else is admitted.
-        """
-        now = min(extend_input_len, chunk_limit)
-        self.total_offset += extend_input_len - now
-        possible = self._fits_eventually(now, now, 0)
-        # A state at a branch point costs no more than the chunk it would lengthen, and the next
-        # visitor computes that prefix again. Windows are cheap to hold but many: kept at this
-        # price they cost more steps than they save (benchmark/capacity).
-        spares_states = self.allocator.state_kind is not None
-        if possible and self._make_free_now(now, 0, sparing=spares_states):
-            return chunk_limit
-        # What is worth keeping stays if the rest allows a chunk that is not much shorter.
-        shorter = self._largest_chunk_now(now, 0, sparing=True)
-        if spares_states and 2 * shorter < now and possible and self._make_free_now(now, 0):
-            return chunk_limit
-        self._starved = True
-        shorter = shorter or self._largest_chunk_now(now, 0)
-        if not shorter:
-            self._note_refusal("")
-        return shorter or None
-
     def reserve(
         self,
         extend_input_len: int,
@@ -281,8 +84,5 @@ class ArenaPrefillBudget(PrefillBudget):
         chunk_limit: int | None = None,
         is_chunked_continuation: bool = False,
     ) -> None:
-        super().reserve(extend_input_len, max_new_tokens, extra_tokens=extra_tokens)
-        states = 0 if is_chunked_continuation else NEWCOMER_STATES
-        more = self._demand_of_newcomer(extend_input_len, states)
-        self.pending_pages = [a + b for a, b in zip(self.pending_pages, more, strict=True)]
-        self._admitted += 1
+        PrefillBudget.reserve(self, extend_input_len, max_new_tokens, extra_tokens=extra_tokens)
+        self.promise(extend_input_len, is_newcomer=not is_chunked_continuation)

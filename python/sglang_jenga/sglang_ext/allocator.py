@@ -20,11 +20,11 @@ import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
 from sglang_jenga.arena.tables import to_device
-from sglang_jenga.core.allocator import ArenaAllocator, IntArray
+from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.core.memory import ArenaMemory
 from sglang_jenga.core.plan import ArenaPlan
-from sglang_jenga.core.policies import Cross, State, Vision
 from sglang_jenga.sglang_ext.explain import Eviction
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
 from sglang_jenga.sglang_ext.starvation import Starvation
@@ -40,7 +40,7 @@ FULL_INDEX = 0
 WINDOW_INDEX = 1
 
 
-class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
+class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     """What one kind and two kinds have in common. See the module docstring for units."""
 
     def __init__(
@@ -53,9 +53,7 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         device: str,
     ) -> None:
         # Upstream constructors build free lists of their own: not called.
-        self.plan = plan
-        self.demand = demand
-        self.page_size = plan.page_tokens
+        ArenaMemory.__init__(self, plan, demand, num_rows=req_pool.num_rows)
         self.dtype = dtype
         self.device = device
         self.torch_device = torch.device(device)
@@ -63,56 +61,15 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
         self.need_sort = False
         self.release_pages = None
         self.free_group: list[torch.Tensor] | None = None
-        self.core = ArenaAllocator(
-            plan, num_rows=req_pool.num_rows, run_small_pages=demand.run_small_pages(plan)
-        )
-        self.kinds = tuple(range(len(plan.kinds)))
-        policies = [type(kind.spec.policy) for kind in plan.kinds]
-        #: Kinds that hold a slot for each token of text: all of them grow together.
-        self.token_kinds = tuple(k for k in self.kinds if plan.kinds[k].spec.policy.GROWS_WITH_TEXT)
-        #: The kinds of recurrent states, of images in cross layers and of embeddings, None: the
-        #: model has none.
-        self.state_kind, self.cross_kind, self.vision_kind = (
-            policies.index(p) if p in policies else None for p in (State, Cross, Vision)
-        )
         #: The cache over the vision kind, where there is one.
         self.embeddings: ArenaEmbeddings | None = None
-        #: The request matched last, which admission decides on next.
-        self.candidate = ""
-        #: Image tokens that the request matched last must still compute: the next candidate.
-        self.candidate_images = 0
         self.req_pool = req_pool
         self.rows = req_pool.rows
-        #: Tokens each live row holds (0: no request), kept for window growth estimates.
-        self.row_tokens: IntArray = np.zeros(req_pool.num_rows, dtype=np.int64)
-        #: Sequence length at which a row's window is worth sliding again (see decode.py).
-        self.slide_at: IntArray = np.zeros(req_pool.num_rows, dtype=np.int64)
-        #: Share of recently started requests that continued a cached state.
-        self.state_hit_rate = 0.0
         self.starvation = Starvation(kind.spec.name for kind in plan.kinds)
         self._offsets = np.arange(self.page_size, dtype=np.int64)
         req_pool.attach(self)
 
     # ---- capacity, in tokens ---------------------------------------------------------------
-
-    def usable_slots(self, kind: int) -> int:
-        """Slots the kind could hold if it had the whole arena."""
-        return self.plan.usable_large_pages * self.plan.kinds[kind].slots_per_large_page
-
-    def used_slots(self, kind: int) -> int:
-        """Slots of the kind handed out, to requests or to the tree."""
-        return self.core.num_used(kind) * self.plan.kinds[kind].slots_per_small_page
-
-    def demand_of(self, pages: int, states: int = 0, images: int = 0) -> list[int]:
-        """Small pages per kind: ``pages`` of each kind that grows by tokens, states, images."""
-        demand = [0] * len(self.kinds)
-        for kind in self.token_kinds:
-            demand[kind] = pages
-        if self.state_kind is not None:
-            demand[self.state_kind] = states
-        if self.cross_kind is not None:
-            demand[self.cross_kind] = images
-        return demand
 
     def available_size(self) -> int:
         """Tokens that could be extended now in every kind at once."""
@@ -167,19 +124,6 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
             why=lambda: Eviction(cause=cause, starving_kind=self.core.starving_kind(small_pages)),
         )
         return self.core.fits(small_pages)
-
-    def fits_once_evicted(self, tree_cache: Any, small_pages: Sequence[int]) -> bool:
-        """Could a demand fit once all evictable slots are gone? Necessary, from counts alone.
-
-        Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
-        ``ceil((pinned + asked) / small_pages_per_large_page)``.
-        """
-        large = 0
-        for kind, plan in enumerate(self.plan.kinds):
-            evictable = tree_cache.evictable_slots(kind) // plan.slots_per_small_page
-            pinned = self.core.num_used(kind) - evictable
-            large += -(-(pinned + small_pages[kind]) // plan.small_pages_per_large_page)
-        return large <= self.plan.usable_large_pages
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool | None:
         return self.reclaim(tree_cache, self.demand_of(self._pages(num_tokens)))
@@ -362,12 +306,6 @@ class ArenaAllocatorBase(BaseTokenToKVPoolAllocator):
 
     def free_group_end(self) -> None:
         self.free_group = None
-
-    def close_row(self, row: int) -> None:
-        """The request on ``row`` is gone: its reserved pages become free."""
-        self.core.close(row)
-        self.row_tokens[row] = 0
-        self.slide_at[row] = 0
 
     def note_state_start(self, *, hit: bool) -> None:
         """A request started, on a cached state or not: the rate forgets in some 30 requests."""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An arena as admission sees it: what it holds, and what could be made free in it.
+
+Shared by the server's allocator (:mod:`sglang_jenga.sglang_ext.allocator`), whose cache can evict,
+and the simulator's plain engine, which has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sglang_jenga.core.allocator import ArenaAllocator
+from sglang_jenga.core.demand import DemandModel
+from sglang_jenga.core.large_pages import IntArray
+from sglang_jenga.core.plan import ArenaPlan
+from sglang_jenga.core.policies import Cross, State, Vision
+
+
+class Evictable(Protocol):
+    """A cache over an arena, as far as counts go."""
+
+    def evictable_slots(self, kind: int) -> int:
+        """Slots of one kind (its index in the plan) that are cached and nobody pins."""
+
+
+class Refusals(Protocol):
+    """Who is told that a request has to wait."""
+
+    def note_refusal(
+        self, memory: ArenaMemory, cache: Evictable, small_pages: Sequence[int], rid: str
+    ) -> None:
+        """Request ``rid`` waits for ``small_pages`` of each kind; an empty one: a next chunk."""
+
+
+class ArenaMemory:
+    """The integers of one arena. Kinds are indexed as in the plan: the full kind is 0."""
+
+    #: Who counts the refusals.
+    starvation: Refusals
+
+    def __init__(self, plan: ArenaPlan, demand: DemandModel, *, num_rows: int) -> None:
+        self.plan = plan
+        self.demand = demand
+        self.page_size = plan.page_tokens
+        self.core = ArenaAllocator(
+            plan, num_rows=num_rows, run_small_pages=demand.run_small_pages(plan)
+        )
+        self.kinds = tuple(range(len(plan.kinds)))
+        policies = [type(kind.spec.policy) for kind in plan.kinds]
+        #: Kinds that hold a slot for each token of text: all of them grow together.
+        self.token_kinds = tuple(k for k in self.kinds if plan.kinds[k].spec.policy.GROWS_WITH_TEXT)
+        #: The kinds of recurrent states, of images in cross layers and of embeddings, None: the
+        #: model has none.
+        self.state_kind, self.cross_kind, self.vision_kind = (
+            policies.index(p) if p in policies else None for p in (State, Cross, Vision)
+        )
+        #: The request matched last, which admission decides on next.
+        self.candidate = ""
+        #: Image tokens that the request matched last must still compute: the next candidate.
+        self.candidate_images = 0
+        #: Tokens each live row holds (0: no request), kept for window growth estimates.
+        self.row_tokens: IntArray = np.zeros(num_rows, dtype=np.int64)
+        #: Sequence length at which a row's window is worth sliding again.
+        self.slide_at: IntArray = np.zeros(num_rows, dtype=np.int64)
+        #: Share of recently started requests that continued a cached state.
+        self.state_hit_rate = 0.0
+
+    def usable_slots(self, kind: int) -> int:
+        """Slots the kind could hold if it had the whole arena."""
+        return self.plan.usable_large_pages * self.plan.kinds[kind].slots_per_large_page
+
+    def used_slots(self, kind: int) -> int:
+        """Slots of the kind handed out, to requests or to the cache."""
+        return self.core.num_used(kind) * self.plan.kinds[kind].slots_per_small_page
+
+    def demand_of(self, pages: int, states: int = 0, images: int = 0) -> list[int]:
+        """Small pages per kind: ``pages`` of each kind that grows by tokens, states, images."""
+        demand = [0] * len(self.kinds)
+        for kind in self.token_kinds:
+            demand[kind] = pages
+        if self.state_kind is not None:
+            demand[self.state_kind] = states
+        if self.cross_kind is not None:
+            demand[self.cross_kind] = images
+        return demand
+
+    def reclaim(
+        self,
+        cache: Evictable | None,
+        small_pages: Sequence[int],
+        *,
+        cause: str = "SGLang asked for room",
+        sparing: bool = False,
+    ) -> bool:
+        """Make room for this demand; here there is nothing to evict. False: it cannot be."""
+        return self.core.fits(small_pages)
+
+    def fits_once_evicted(self, cache: Evictable, small_pages: Sequence[int]) -> bool:
+        """Could a demand fit once all evictable slots are gone? Necessary, from counts alone.
+
+        Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
+        ``ceil((pinned + asked) / small_pages_per_large_page)``.
+        """
+        large = 0
+        for kind, plan in enumerate(self.plan.kinds):
+            evictable = cache.evictable_slots(kind) // plan.slots_per_small_page
+            pinned = self.core.num_used(kind) - evictable
+            large += -(-(pinned + small_pages[kind]) // plan.small_pages_per_large_page)
+        return large <= self.plan.usable_large_pages
+
+    def close_row(self, row: int) -> None:
+        """The request on ``row`` is gone: its reserved pages become free."""
+        self.core.close(row)
+        self.row_tokens[row] = 0
+        self.slide_at[row] = 0
