@@ -245,9 +245,8 @@ def simulate() -> str:
     simulate_command.add_arguments(parser)
     args = parser.parse_args(SIMULATE_EXAMPLE)
     args.trace = ROOT / "tests" / "data" / "traces" / name
-    shown = [line for line in simulate_command.run(args).splitlines() if "events/s" not in line]
-    lines = [f"$ sglang-jenga simulate {' '.join(SIMULATE_EXAMPLE)}", *shown]
-    return "\n".join(["", *(f"    {line}".rstrip() for line in lines), "", ""])
+    lines = [line for line in simulate_command.run(args).splitlines() if "events/s" not in line]
+    return shown(f"sglang-jenga simulate {' '.join(SIMULATE_EXAMPLE)}", "\n".join(lines))
 
 
 TABLES: dict[str, Callable[[], str]] = {
