@@ -81,7 +81,19 @@ def arena(
     return found | more
 
 
-class Handler(BaseHTTPRequestHandler):
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers JSON and says nothing of it."""
+
+    def reply(self, status: int, body: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Handler(JsonHandler):
     """Answers from the lists below, which a test changes while the server runs."""
 
     arenas: list[dict[str, Any]]
@@ -92,23 +104,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.paths.append(self.path)
         if self.broken:
-            return self._reply(503, {"error": {"message": "warming up"}})
+            return self.reply(503, {"error": {"message": "warming up"}})
         if self.path == "/server_info":
             state = {"served_model_name": "models/tiny", "last_gen_throughput": 7.5}
-            return self._reply(
+            return self.reply(
                 200, {"internal_states": [{**state, "jenga": found} for found in self.arenas]}
             )
         if self.path.startswith("/v1/loads") and self.loads is not None:
-            return self._reply(200, {"loads": self.loads})
-        return self._reply(404, {"error": {"message": "Not Found"}})
-
-    def _reply(self, status: int, body: dict[str, Any]) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
+            return self.reply(200, {"loads": self.loads})
+        return self.reply(404, {"error": {"message": "Not Found"}})
 
 
 @contextlib.contextmanager
@@ -127,7 +131,14 @@ def canned(*arenas: dict[str, Any], port: int = 0) -> Iterator[ThreadingHTTPServ
     ]
     Handler.broken = False
     Handler.paths = []
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as found:
+    with serving(Handler, port) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(handler: type[JsonHandler], port: int = 0) -> Iterator[ThreadingHTTPServer]:
+    """A server that answers through ``handler``, in a thread."""
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as found:
         Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield found
         found.shutdown()

@@ -7,13 +7,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from canned import JsonHandler, serving
 from sglang_jenga.cli.__main__ import main
 
 CUT: dict[str, Any] = {
@@ -39,39 +39,29 @@ HITS = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     states: list[dict[str, Any]]
     asked: list[dict[str, Any]]
 
     def do_GET(self) -> None:
-        self._reply(200, {"internal_states": self.states})
+        self.reply(200, {"internal_states": self.states})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append({**body, "key": self.headers.get("Authorization")})
         if body.get("text") == "too long":
-            return self._reply(400, {"error": {"message": "The input is too long"}})
+            return self.reply(400, {"error": {"message": "The input is too long"}})
         for state in self.states:
             state["jenga"]["hits"]["reports"][body["rid"]] = {**CUT, "rid": body["rid"]}
-        return self._reply(200, {"text": "x"})
-
-    def _reply(self, status: int, body: dict[str, Any]) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
+        return self.reply(200, {"text": "x"})
 
 
 @pytest.fixture
 def server() -> Iterator[HTTPServer]:
     Handler.states = [{"jenga": {"hits": json.loads(json.dumps(HITS))}}]
     Handler.asked = []
-    with HTTPServer(("127.0.0.1", 0), Handler) as found:
-        Thread(target=found.serve_forever, daemon=True).start()
+    with serving(Handler) as found:
         yield found
-        found.shutdown()
 
 
 def explain(server: HTTPServer, *args: str) -> int:

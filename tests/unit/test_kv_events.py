@@ -8,16 +8,14 @@ tree's pieces and the kinds' policies. Its beliefs are then tried with real matc
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import zmq
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, rule
 from sglang.srt.disaggregation.kv_events import KVEventBatch, ZmqEventPublisher
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
@@ -28,7 +26,7 @@ from machine import Machine, make_kinds
 from sglang_jenga.core.policies import Chunked, LiveSlots, Window
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import StateMachine, caching_strategy, state_kinds
-from test_random_lives import MACHINES, SPAN, TEXTS, Churn
+from test_random_lives import MACHINES, SPAN, TEXTS, Churn, run_churn
 
 REQUEST = list(range(100, 160))
 
@@ -116,18 +114,7 @@ def with_events(make: Callable[[], Machine], monkeypatch: pytest.MonkeyPatch) ->
 def test_after_any_churn_a_router_knows_exactly_the_blocks_that_lead_to_a_hit(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = with_events(MACHINES[name], monkeypatch)
-    machine = type("OneChurn", (EventChurn,), {"make": staticmethod(make)})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=int(os.environ.get("CHURN_EXAMPLES", "12")),
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_churn(EventChurn, with_events(MACHINES[name], monkeypatch))
 
 
 # ---- one thing at a time -----------------------------------------------------------------------
