@@ -159,6 +159,8 @@ def test_a_server_killed_under_load_loses_its_own_requests_and_the_router_carrie
     )
     load, killed = report["load"], report["killed"]
     assert report["answered"] == load["groups"] * load["chats"] * load["turns"]
+    alive = report["servers"][0]
+    assert alive["requests"] > load["groups"], "the ids of the router are those of the servers"
     assert killed["lost_elsewhere"] == killed["lost_after"] == []
     assert len(killed["lost"]) <= killed["running"]
 
@@ -174,7 +176,7 @@ def test_cache_aware_routing_keeps_chats_where_their_prefix_is(
     hits = sum(one["hit_tokens"] for one in report["servers"])
     assert hits == sum(one["cached_tokens"] for one in report["asked"])
     # Every later turn of a chat finds what the turns before it left.
-    later = [one for one in report["asked"] if "-turn-0-" not in one["rid"]]
+    later = [one for one in report["asked"] if "-turn-0-" not in one["name"]]
     found = sum(one["cached_tokens"] for one in later) / sum(one["prompt_tokens"] for one in later)
     assert found > 0.8
     assert all(one["requests"] for one in report["servers"])

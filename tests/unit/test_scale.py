@@ -46,7 +46,8 @@ class FakeApi(http.server.BaseHTTPRequestHandler):
         self.asked.append(body)
         self._begin("text/event-stream")
         self._send({"choices": [_choice("one ")]})
-        if body["rid"] == "chat-1-turn-0-attempt-0":
+        chat, first = "(chat 1)", body["messages"][-1]["content"]
+        if chat in first and len(body["messages"]) == 2 and self.asked.count(body) == 1:
             return
         self._send({"choices": [_choice("two", "stop")]})
         details = {"cached_tokens": 7}
@@ -83,10 +84,11 @@ def test_an_answer_that_breaks_off_is_counted_as_lost_and_asked_for_again(
     done: list[Asked] = []
     asked = drive(url, LOAD, done.append)
     lost = [one for one in asked if one.error]
-    assert [one.rid for one in lost] == ["chat-1-turn-0-attempt-0"]
+    assert [one.name for one in lost] == ["chat-1-turn-0-attempt-0"]
     assert lost[0].pieces == 1 and "ended before" in lost[0].error
     assert sum(not one.error for one in asked) == LOAD.requests
-    assert {one.rid for one in done} == {one.rid for one in asked} == {b["rid"] for b in received}
+    assert {one.name for one in done} == {one.name for one in asked}
+    assert len(asked) == len(received) and {one.rid for one in asked} == {"x"}
     assert all(one.cached_tokens == 7 and one.prompt_tokens == 9 for one in asked if not one.error)
 
 
@@ -95,15 +97,19 @@ def test_a_chat_sends_its_history_and_groups_share_nothing(
 ) -> None:
     url, received = api
     drive(url, LOAD, lambda one: None)
-    by_rid = {body["rid"]: body["messages"] for body in received}
-    first, second = by_rid["chat-0-turn-0-attempt-0"], by_rid["chat-0-turn-1-attempt-0"]
+    chats = {chat: [] for chat in range(4)}
+    for body in received:
+        number = int(body["messages"][1]["content"].split("(chat ")[1][0])
+        chats[number].append(body["messages"])
+    first, second = chats[0]
     assert second[: len(first)] == first and second[len(first)]["content"] == "one two"
-    assert by_rid["chat-2-turn-0-attempt-0"][0] == first[0], "chats 0 and 2 are of one group"
+    assert chats[2][0][0] == first[0], "chats 0 and 2 are of one group"
     assert system_prompt(0).split()[1] != system_prompt(1).split()[1]
 
 
 def attempt(rid: str, began: float, ended: float, error: str = "") -> Asked:
     return Asked(
+        name=f"name of {rid}",
         rid=rid,
         began_seconds=began,
         ended_seconds=ended,
@@ -146,27 +152,35 @@ def test_what_a_killed_server_lost_is_told_apart_from_what_others_lost() -> None
         attempt("a", 0, 9),  # on the first server, runs on
         attempt("b", 0, 5.1, "lost, though its server lives"),
         attempt("c", 0, 5.1, "its server died"),
-        attempt("d", 5.5, 5.6, "sent to the dead server"),
+        attempt("", 4.9, 5.2, "nothing had arrived"),
+        attempt("", 5.5, 5.6, "sent to the dead server"),
         attempt("e", 5.5, 6.5),
         attempt("f", 0, 4),
     ]
     killed = report(asked, 5.0).killed
     assert killed is not None
-    assert killed.running == 3
-    assert killed.lost == ("b", "c", "d")
+    assert (killed.running, killed.running_there) == (4, 1)
+    assert len(killed.lost) == 4
     assert killed.lost_elsewhere == ("b",)
-    assert killed.lost_after == ("d",)
+    assert killed.lost_after == ("name of ",)
 
 
-def test_counts_are_of_the_load_and_leave_out_health_checks() -> None:
+def test_a_request_that_a_living_server_began_and_nobody_got_is_lost_elsewhere() -> None:
+    """Also where its id never reached the client."""
+    killed = report([attempt("a", 0, 9), attempt("", 0, 5.1, "lost")], 5.0).killed
+    assert killed is not None and killed.lost_elsewhere == ("b",)
+
+
+def test_counts_are_of_the_load_and_leave_out_health_checks_and_what_was_before() -> None:
     reports = {
         "HEALTH_CHECK_1": {"prompt_tokens": 0, "hit_tokens": 0},
-        "chat-0-turn-0-attempt-0": {"prompt_tokens": 40, "hit_tokens": 0},
-        "chat-0-turn-1-attempt-0": {"prompt_tokens": 60, "hit_tokens": 39},
+        "warm-up": {"prompt_tokens": 7, "hit_tokens": 1},
+        "a": {"prompt_tokens": 40, "hit_tokens": 0},
+        "b": {"prompt_tokens": 60, "hit_tokens": 39},
     }
-    counts = Counts.of({"requests": 3, "reports": reports})
+    counts = Counts.of({"requests": 4, "reports": reports}, frozenset({"warm-up"}))
     assert (counts.requests, counts.prompt_tokens, counts.hit_tokens) == (2, 100, 39)
-    assert counts.rids == {rid for rid in reports if rid.startswith("chat-")}
+    assert counts.rids == {"a", "b"}
 
 
 def test_an_interpreter_without_the_router_is_named_with_what_to_install(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from typing import Any
 
 from sglang_jenga.demo.clients import DOCUMENT
 
-#: How the ids of a load's requests begin.
-RID_PREFIX = "chat-"
 #: Times a chat sends a turn again that was lost, and the seconds between.
 _ATTEMPTS = 20
 _PAUSE_SECONDS = 0.5
@@ -46,10 +44,12 @@ class Load:
 class Asked:
     """One request and how it went. Times in seconds of one monotonic clock.
 
-    rid: its id on the server. error: why there is no answer, empty: there is one.
-    pieces: parts of the answer that had arrived.
+    rid: its id on the server, as the answer says (a router gives it one of its own); empty: no part
+    of an answer arrived. error: why there is no answer, empty: there is one. pieces: parts of the
+    answer that had arrived.
     """
 
+    name: str
     rid: str
     began_seconds: float
     ended_seconds: float
@@ -89,8 +89,8 @@ def drive(url: str, load: Load, on_done: Callable[[Asked], None]) -> list[Asked]
             question = f"{_QUESTIONS[turn % len(_QUESTIONS)]} (chat {index})"
             messages.append({"role": "user", "content": question})
             for attempt in range(_ATTEMPTS):
-                rid = f"{RID_PREFIX}{index}-turn-{turn}-attempt-{attempt}"
-                text, asked = _ask(client, model, messages, rid, load.output_tokens)
+                name = f"chat-{index}-turn-{turn}-attempt-{attempt}"
+                text, asked = _ask(client, model, messages, name, load.output_tokens)
                 attempts.append(asked)
                 on_done(asked)
                 if not asked.error:
@@ -107,11 +107,11 @@ def drive(url: str, load: Load, on_done: Callable[[Asked], None]) -> list[Asked]
 
 
 def _ask(
-    client: Any, model: str, messages: Sequence[Any], rid: str, output_tokens: int
+    client: Any, model: str, messages: Sequence[Any], name: str, output_tokens: int
 ) -> tuple[str, Asked]:
     """One streamed answer. Errors of any kind are results here: servers are killed on purpose."""
     began, pieces, usage, error = time.monotonic(), list[str](), None, ""
-    finished = False
+    finished, rid = False, ""
     try:
         stream = client.chat.completions.create(
             model=model,
@@ -120,10 +120,10 @@ def _ask(
             temperature=0,
             stream=True,
             stream_options={"include_usage": True},
-            extra_body={"rid": rid, "ignore_eos": True},
+            extra_body={"ignore_eos": True},
         )
         for chunk in stream:
-            usage = chunk.usage or usage
+            usage, rid = chunk.usage or usage, chunk.id
             for choice in chunk.choices:
                 pieces.append(choice.delta.content or "")
                 finished = finished or choice.finish_reason is not None
@@ -133,6 +133,7 @@ def _ask(
         error = f"{type(problem).__name__}: {problem}"[:200]
     details = usage.prompt_tokens_details if usage else None
     asked = Asked(
+        name=name,
         rid=rid,
         began_seconds=began,
         ended_seconds=time.monotonic(),

@@ -56,17 +56,24 @@ def target_of(mode: str, args: argparse.Namespace) -> Target:
     return Target(model=target.model, flags=flags, environ=environ, note=target.note)
 
 
-def counts_of(url: str) -> list[Counts]:
-    """One for each scheduler of the server. ApiError when it cannot be asked."""
+def counts_of(url: str, before: Sequence[Counts] = ()) -> list[Counts]:
+    """One for each scheduler of the server, without what it had ``before``.
+
+    Raises:
+        ApiError: it cannot be asked.
+    """
     arenas = Api(url, timeout_seconds=30).arenas()
-    return [Counts.of(arena["hits"]) for arena in arenas]
+    known = [counts.rids for counts in before] or [frozenset[str]()] * len(arenas)
+    return [Counts.of(arena["hits"], rids) for arena, rids in zip(arenas, known, strict=True)]
 
 
 class Killer:
     """Kills ``victim`` once ``after`` requests are done, and notes what it was running."""
 
-    def __init__(self, victim: Server, after: int, screen: Screen) -> None:
-        self._victim, self._left, self._screen = victim, after, screen
+    def __init__(
+        self, victim: Server, before: Sequence[Counts], after: int, screen: Screen
+    ) -> None:
+        self._victim, self._before, self._left, self._screen = victim, before, after, screen
         self._lock = threading.Lock()
         self.counts: Counts | None = None
         self.killed_seconds: float | None = None
@@ -76,7 +83,7 @@ class Killer:
             self._left -= 1
             if self._left != 0:
                 return
-        (self.counts,) = counts_of(self._victim.url)
+        (self.counts,) = counts_of(self._victim.url, self._before)
         self.killed_seconds = time.monotonic()
         self._victim.kill()
         self._screen.line(f"  killed {self._victim.url} under load")
@@ -136,9 +143,11 @@ def run(args: argparse.Namespace, server_flags: Sequence[str], screen: Screen) -
             )
             stack.enter_context(_started([router], screen, args.timeout))
             url = router.url
+        before = [counts_of(server.url) for server in servers]
         killer = None
         if args.kill_at:
-            killer = Killer(servers[-1], round(args.kill_at * load.requests), screen)
+            after_requests = round(args.kill_at * load.requests)
+            killer = Killer(servers[-1], before[-1], after_requests, screen)
         screen.line(f"  {load.requests} requests, {load.at_once} chats at a time, to {url}")
         asked = drive(url, load, killer.note if killer else lambda one: None)
         after: list[list[Counts]] = []
@@ -147,7 +156,7 @@ def run(args: argparse.Namespace, server_flags: Sequence[str], screen: Screen) -
                 after.append([killer.counts])
             else:
                 server.require_running()
-                after.append(counts_of(server.url))
+                after.append(counts_of(server.url, before[index]))
         return Report.of(
             mode=args.mode,
             policy=args.policy if version else "",
@@ -187,6 +196,7 @@ def show(report: Report, screen: Screen) -> None:
         killed = report.killed
         screen.heading("One server killed under load")
         screen.line(f"  running at that moment, on both servers   {killed.running}")
+        screen.line(f"  of these, known to run on the dead one    {killed.running_there}")
         screen.line(f"  lost                                      {len(killed.lost)}")
         screen.line(f"  lost though they ran on the other server  {len(killed.lost_elsewhere)}")
         screen.line(f"  lost though they began after it           {len(killed.lost_after)}")

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sglang_jenga.demo.load import RID_PREFIX, Asked, Load
+from sglang_jenga.demo.load import Asked, Load
 
 SCHEMA = 1
 #: A scheduler remembers its last 128 requests, health checks among them.
 MOST_REQUESTS = 100
+#: How SGLang names them.
+_HEALTH_CHECK = "HEALTH_CHECK"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +29,18 @@ class Counts:
     rids: frozenset[str]
 
     @classmethod
-    def of(cls, hits: Mapping[str, Any]) -> Self:
-        """``hits``: that entry of a scheduler's snapshot."""
-        chats = {
-            rid: report for rid, report in hits["reports"].items() if rid.startswith(RID_PREFIX)
+    def of(cls, hits: Mapping[str, Any], before: frozenset[str] = frozenset()) -> Self:
+        """``hits``: that entry of a scheduler's snapshot. ``before``: ids that it had already."""
+        reports = {
+            rid: report
+            for rid, report in hits["reports"].items()
+            if rid not in before and not rid.startswith(_HEALTH_CHECK)
         }
         return cls(
-            requests=len(chats),
-            prompt_tokens=sum(report["prompt_tokens"] for report in chats.values()),
-            hit_tokens=sum(report["hit_tokens"] for report in chats.values()),
-            rids=frozenset(chats),
+            requests=len(reports),
+            prompt_tokens=sum(report["prompt_tokens"] for report in reports.values()),
+            hit_tokens=sum(report["hit_tokens"] for report in reports.values()),
+            rids=frozenset(reports),
         )
 
 
@@ -56,13 +60,15 @@ class Killed:
     """What became of the load when one server was killed.
 
     at_seconds: the moment, on the clock of the requests.
-    running: requests under way then, on any server. lost: attempts without an answer.
-    lost_elsewhere: those of them that had started on a server that lives. lost_after: those that
-    began after the kill, which the router should have sent to a server that lives.
+    running: requests under way then, on any server. running_there: those of them that the killed
+    server is known to have started. lost: attempts without an answer. lost_elsewhere: ids of
+    requests that a server started which lives, and that got no answer. lost_after: lost attempts
+    that began after the kill, which the router should have sent to a server that lives.
     """
 
     at_seconds: float
     running: int
+    running_there: int
     lost: tuple[str, ...]
     lost_elsewhere: tuple[str, ...]
     lost_after: tuple[str, ...]
@@ -111,7 +117,7 @@ class Report:
         killed = None
         if killed_seconds is not None:
             alive = frozenset[str]().union(*(counts.rids for _, counts in servers[:-1]))
-            killed = _killed(asked, alive, killed_seconds)
+            killed = _killed(asked, alive, servers[-1][1].rids, killed_seconds)
         return cls(
             schema=SCHEMA,
             mode=mode,
@@ -129,14 +135,20 @@ class Report:
         )
 
 
-def _killed(asked: Sequence[Asked], alive: frozenset[str], at_seconds: float) -> Killed:
+def _killed(
+    asked: Sequence[Asked], alive: frozenset[str], dead: frozenset[str], at_seconds: float
+) -> Killed:
+    """``alive``, ``dead``: ids that the servers started which live, and the one that does not."""
     lost = [one for one in asked if one.error]
+    running = [one for one in asked if one.began_seconds <= at_seconds < one.ended_seconds]
+    answered = {one.rid for one in asked if not one.error}
     return Killed(
         at_seconds=at_seconds,
-        running=sum(one.began_seconds <= at_seconds < one.ended_seconds for one in asked),
-        lost=tuple(one.rid for one in lost),
-        lost_elsewhere=tuple(one.rid for one in lost if one.rid in alive),
-        lost_after=tuple(one.rid for one in lost if one.began_seconds > at_seconds),
+        running=len(running),
+        running_there=sum(one.rid in dead for one in running),
+        lost=tuple(one.name for one in lost),
+        lost_elsewhere=tuple(sorted(alive - answered)),
+        lost_after=tuple(one.name for one in lost if one.began_seconds > at_seconds),
     )
 
 
