@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from sglang_jenga.cli.__main__ import main
 from sglang_jenga.cli.simulate import _Progress
+from sglang_jenga.cli.simulate_text import report_lines
 from sglang_jenga.cli.terminal import Screen
 from sglang_jenga.core.catalog import CATALOG
 from sglang_jenga.core.demand import DemandModel
@@ -159,6 +161,15 @@ def test_padding_is_reported_where_a_slot_is_padded() -> None:
     plan = plan_arena(kinds_of("falcon-h1-7b"), arena_bytes=4 * GIB)
     assert plain["padding_share"] == 0
     assert (padded["padding_share"] > 0) == (plan.padding_percent > 0)
+
+
+def test_a_report_says_where_hits_are_too_low() -> None:
+    report = run(trace_of((100, 5)), model="qwen3-next-80b", page_tokens=16)
+    assert report.notes == []  # nothing is cached in this engine
+    cached = replace(report, setup=replace(report.setup, prefix_cache=True))
+    assert "not replayed" in cached.notes[0]
+    assert any(line == f"note: {cached.notes[0]}" for line in report_lines(cached))
+    assert cached.as_dict()["notes"] == cached.notes
 
 
 def test_requests_that_no_arena_holds_are_left_out_and_counted() -> None:

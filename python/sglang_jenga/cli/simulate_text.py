@@ -31,7 +31,7 @@ def _title(report: Report) -> list[str]:
         out.append(f"left out: {count(setup.too_long, 'request')} longer than can be served")
     if setup.failed:
         out.append(f"left out: {count(setup.failed, 'request')} that the trace has no tokens for")
-    return out
+    return out + [f"note: {note}" for note in report.notes]
 
 
 def _facts(report: Report) -> list[list[str]]:

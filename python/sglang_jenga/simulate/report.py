@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sglang_jenga.core.model_kinds import STATE
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.simulate.engine import Hits, KindBytes
 from sglang_jenga.simulate.loop import Totals
@@ -62,6 +63,18 @@ class Report:
         """Decisions about requests (:attr:`Totals.events`) per second of the replay."""
         return self.totals.events / self.totals.seconds if self.totals.seconds else 0.0
 
+    @property
+    def notes(self) -> list[str]:
+        """Where the replay is known to differ from a server."""
+        out = []
+        has_states = any(kind.spec.name == STATE for kind in self.plan.kinds)
+        if has_states and self.setup.prefix_cache and self.setup.page_tokens > 1:
+            out.append(
+                "states that a server keeps while decoding with pages of several tokens are not "
+                "replayed: it hits more (replay with --page-size 1 for hits)"
+            )
+        return out
+
     def mean_share(self, name: str) -> float:
         """A field of :class:`KindBytes`, summed over kinds: its mean share of the arena."""
         return self.timeline.mean(lambda kind: int(getattr(kind, name))) / self.plan.arena_bytes
@@ -75,6 +88,7 @@ class Report:
             "arena_bytes": self.plan.arena_bytes,
             "large_page_bytes": self.plan.large_page_bytes,
             "num_large_pages": self.plan.num_large_pages,
+            "notes": self.notes,
             "kinds": [self.kind_facts(index) for index in range(len(self.plan.kinds))],
             "result": {
                 **asdict(totals),
