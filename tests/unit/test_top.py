@@ -18,6 +18,7 @@ import termios
 import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -280,6 +281,7 @@ def test_what_is_clipped_is_marked() -> None:
 #: session the system would not stop it on Ctrl-Z.
 _SHELL = """
 import fcntl, os, runpy, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 child = os.fork()
 if child:
@@ -454,16 +456,27 @@ def test_a_server_that_goes_away_is_waited_for(server: ThreadingHTTPServer) -> N
 
 
 def test_without_a_terminal_frames_follow_each_other_as_text(server: ThreadingHTTPServer) -> None:
-    command = [sys.executable, "-m", "sglang_jenga.cli", "top", address(server)]
-    process = subprocess.Popen([*command, "--interval", "0.05"], stdout=subprocess.PIPE, text=True)
+    code = (
+        "import runpy, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_module('sglang_jenga.cli', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "top", address(server), "--interval", "0.05"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
+    too_long = Timer(60, process.kill)
+    too_long.start()
     seen = ""
-    while seen.count("sglang-jenga top") < 3:
+    while seen.count("sglang-jenga top") < 3 and process.poll() is None:
         seen += process.stdout.readline()
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
     process.stdout.close()
     assert process.wait(20) == 130
+    too_long.cancel()
     assert "\x1b" not in seen + rest
 
 
