@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,15 @@ from sglang_jenga.cli.__main__ import main
 from sglang_jenga.sglang_ext import diagnose
 from sglang_jenga.sglang_ext.hooks import HOOKS
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """A start tells its processes by the environment which models this package brings."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def findings(
