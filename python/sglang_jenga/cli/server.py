@@ -30,7 +30,7 @@ class Server:
         return answer
 
     def arenas(self) -> list[dict[str, Any]]:
-        """The ``jenga`` entry of ``/server_info``, one for each scheduler.
+        """The ``jenga`` entry of ``/server_info``, one for each data parallel rank, in their order.
 
         Raises:
             ServerError: it is not a jenga server.
@@ -41,7 +41,7 @@ class Server:
             raise ServerError(
                 f"{self.url} serves without Jenga: start it with --radix-cache-backend jenga"
             )
-        return found
+        return sorted(found, key=lambda arena: int(arena.get("dp_rank", 0)))
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

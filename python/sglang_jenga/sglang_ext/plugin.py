@@ -176,12 +176,17 @@ def _validate_beam(
 
 
 def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> None:
+    """The arena's snapshot, with the rank that it is of: states arrive in any order."""
+    from sglang.srt.runtime_context import get_parallel
+
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
     from sglang_jenga.sglang_ext.report import snapshot
 
     arena = controller.scheduler.token_to_kv_pool_allocator
     if isinstance(arena, ArenaAllocatorBase):
-        state["jenga"] = snapshot(arena, controller.scheduler.tree_cache)
+        parallel = get_parallel()
+        rank = parallel.attn_dp_rank if parallel.attn_dp_size > 1 else parallel.dp_rank or 0
+        state["jenga"] = {**snapshot(arena, controller.scheduler.tree_cache), "dp_rank": rank}
 
 
 def _add_cli_args(result: Any, parser: Any, *args: Any, **kwargs: Any) -> Any:
