@@ -115,7 +115,10 @@ def test_two_data_parallel_ranks_have_an_arena_each_and_their_events_are_what_hi
                 tried[rank] += 1
                 router.catch_up()
         assert set(tried) == {0, 1}
+        by_rank = {arena["dp_rank"]: arena["hits"]["reports"] for arena in arenas(client)}
+        assert set(by_rank) == {0, 1}
         for rank in range(2):
+            assert f"believed-{rank}" in by_rank[rank]
             told = explain(server.url, "--rid", f"believed-{rank}", "--format", "json")
             assert json.loads(told)["hit_tokens"] > 0
         assert "requests" in explain(server.url, "--last", "2")

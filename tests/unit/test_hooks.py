@@ -12,6 +12,7 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.runtime_context import get_context
 
+from machine import Machine, make_kinds
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.sglang_ext import hooks, plugin
 from sglang_jenga.sglang_ext.hooks import HOOKS, Hook
@@ -139,6 +140,25 @@ def test_reports_and_retraction_leave_other_allocators_alone() -> None:
     assert state == {}
     result = ([], 0.5, ["aborted"])
     assert plugin._retract_decode(result, other) is result
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ({"dp_rank": None, "attn_dp_size": 1, "attn_dp_rank": 0}, 0),
+        ({"dp_rank": 1, "attn_dp_size": 1, "attn_dp_rank": 0}, 1),
+        ({"dp_rank": None, "attn_dp_size": 4, "attn_dp_rank": 3}, 3),
+    ],
+)
+def test_a_snapshot_names_its_data_parallel_rank(
+    ranks: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(make_kinds(), large_pages=20)
+    scheduler = SimpleNamespace(token_to_kv_pool_allocator=machine.arena, tree_cache=machine.tree)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_parallel", lambda: SimpleNamespace(**ranks))
+    state: dict[str, Any] = {}
+    plugin._add_memory_usage(None, SimpleNamespace(scheduler=scheduler), state)
+    assert state["jenga"]["dp_rank"] == expected and state["jenga"]["kinds"]
 
 
 def test_decode_falls_back_to_sglangs_own_for_another_models_allocator(

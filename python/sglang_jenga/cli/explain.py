@@ -94,7 +94,7 @@ def _last(server: Server, number: int, form: str) -> str:
     parts = []
     for rank, hits in enumerate(kept):
         if len(kept) > 1:
-            parts.append(f"scheduler {rank + 1} of {len(kept)}")
+            parts.append(f"data parallel rank {rank}")
         parts += [*map(describe, hits["reports"].values()), sums(hits)]
     return "\n\n".join(parts)
 
