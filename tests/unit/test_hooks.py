@@ -154,7 +154,12 @@ def test_a_snapshot_names_its_data_parallel_rank(
     ranks: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(make_kinds(), large_pages=20)
-    scheduler = SimpleNamespace(token_to_kv_pool_allocator=machine.arena, tree_cache=machine.tree)
+    scheduler = SimpleNamespace(
+        token_to_kv_pool_allocator=machine.arena,
+        tree_cache=machine.tree,
+        waiting_queue=[],
+        max_running_requests=8,
+    )
     monkeypatch.setattr("sglang.srt.runtime_context.get_parallel", lambda: SimpleNamespace(**ranks))
     state: dict[str, Any] = {}
     plugin._add_memory_usage(None, SimpleNamespace(scheduler=scheduler), state)

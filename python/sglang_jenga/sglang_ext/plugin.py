@@ -205,7 +205,9 @@ def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> No
         state["jenga"] = snapshot(arena, controller.scheduler.tree_cache, controller.scheduler)
         state["jenga"]["large_page_map"] = large_page_map(arena.core)
         # SGLang returns the schedulers' states in the order of their answers.
-        state["jenga"]["dp_rank"] = get_parallel().dp_rank or 0
+        parallel = get_parallel()
+        rank = parallel.attn_dp_rank if parallel.attn_dp_size > 1 else parallel.dp_rank or 0
+        state["jenga"]["dp_rank"] = rank
 
 
 def _init_reporter(result: Any, reporter: Any) -> None:
