@@ -15,7 +15,6 @@ import os
 import platform
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from provenance import commit  # noqa: E402
 
 from agents import Agents  # noqa: E402
 from agents import run as run_agents  # noqa: E402
+from sglang_jenga.demo.server import free_port  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +164,6 @@ class Sample:
     hit_percent: float
     completed: int
     first_token_ms: float
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

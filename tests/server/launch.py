@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sglang_jenga.demo.server import free_port
 
 #: SGLang's own checks: idle and busy memory accounting, page census, radix tree sanity.
 STRICT_CHECKS: Mapping[str, str] = {
@@ -133,12 +134,6 @@ def last_error(log_path: Path) -> str | None:
     return errors[-1] if errors else None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def serving(spec: ServerSpec, log_path: Path) -> Iterator[RunningServer]:
     """A ready server for the length of a ``with`` block.
@@ -147,7 +142,7 @@ def serving(spec: ServerSpec, log_path: Path) -> Iterator[RunningServer]:
         ServerDied: it did not become ready.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             spec.command(port),

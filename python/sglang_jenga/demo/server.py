@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -20,6 +21,7 @@ from typing import Self
 
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 15.0
+_PORTS = (20_000, 32_000)
 #: The last line of a Python traceback, as SGLang's processes print it.
 _ERROR = re.compile(r"^(\[[^]]*\] )?([A-Za-z_]\w*\.)*\w*(Error|Exception|Exhausted): ")
 
@@ -29,10 +31,15 @@ class ServerError(RuntimeError):
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on at this moment.
+
+    Below the range that connections are given theirs from: a server binds it half a minute later.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:
