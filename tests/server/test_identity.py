@@ -82,7 +82,7 @@ class OneServer:
         self._running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_server(pytestconfig: pytest.Config) -> Iterator[OneServer]:
     # Not a parametrized fixture: pytest would start a server for each test.
     holder = OneServer(pytestconfig.rootpath / "build" / "identity")

@@ -94,7 +94,7 @@ def test_no_allocation_fails_after_admission_and_nobody_starves(
     kinds: ModelKinds, page_tokens: int, cached: bool
 ) -> None:
     machine = make_machine(kinds, page_tokens=page_tokens, cached=cached)
-    loop = traffic(machine, SEED + 1, requests=25)
+    loop = traffic(machine, SEED + 3, requests=25)
     loop.run()
     assert machine.problems() == []
     machine.flush()
@@ -104,7 +104,7 @@ def test_no_allocation_fails_after_admission_and_nobody_starves(
 def test_the_traffic_of_these_tests_evicts_and_retracts() -> None:
     """Guard: in a roomy arena the claim above would be empty."""
     machine = make_machine(KINDS["window"])
-    loop = traffic(machine, 1, requests=25)
+    loop = traffic(machine, 3, requests=25)
     loop.run()
     assert loop.retractions > 0
     assert all(tokens > 0 for tokens in machine.tree.evicted_tokens.values())

@@ -133,3 +133,35 @@ def test_window_slots_given_back_leave_whole_large_pages_to_other_kinds(
     per_large = machine.plan.kinds[1].slots_per_large_page
     assert after * per_large <= most_kept(policy, page_tokens) + 2 * per_large
     assert after < before // 2
+
+
+@pytest.mark.parametrize("page_tokens", [1, 16])
+@pytest.mark.parametrize("policy", POLICIES[:2], ids=["window", "chunked"])
+def test_a_prompts_window_is_pinned_only_where_the_answer_still_reads_it(
+    policy: TokenPolicy, page_tokens: int
+) -> None:
+    machine = make_machine(policy, page_tokens, cached=True)
+    prompt = range(96)
+    req = machine.prefill(prompt, max_new=400, chunk=32)
+    interval = machine.demand.slide_interval_tokens(machine.plan)
+    idle = max(interval, machine.demand.unpin_tokens)
+    for position in range(96, 96 + 2 * SPAN):
+        machine.decode([req])
+        read = {p for p in read_by_next(policy, position) if p < len(prompt)}
+        pinned = machine.tree.swa_protected_size()
+        assert len(read) <= pinned <= len(read) + idle + 3 * page_tokens
+    machine.finish(req)
+    assert machine.tree.swa_protected_size() == 0 and not machine.problems()
+
+
+def test_two_answers_to_one_prompt_pin_what_either_reads() -> None:
+    machine = make_machine(POLICIES[0], 1, cached=True)
+    slow, fast = machine.prefill(range(96)), machine.prefill(range(96))
+    for _ in range(SPAN - 2):
+        machine.decode([fast])
+    assert read_by_next(POLICIES[0], 96) <= live_positions(machine, slow)
+    machine.tree.evict_until(lambda: False)
+    assert read_by_next(POLICIES[0], 96) <= live_positions(machine, slow)
+    machine.finish(slow)
+    machine.finish(fast)
+    assert machine.tree.swa_protected_size() == 0 and not machine.problems()

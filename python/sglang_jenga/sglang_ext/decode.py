@@ -97,8 +97,11 @@ def _slide_windows(
     span = tree_cache.swa_retain_window
     interval = arena.demand.slide_interval_tokens(arena.plan)
     for i, req in sliding:
-        # Past a whole span nothing reads the prompt's window: it stays cached, no longer pinned.
-        # (Upstream's opt-in SGLANG_OPT_RELEASE_PREFILL_SWA; without it a request pins two windows.)
+        # What nothing reads of the prompt's window stays cached, no longer pinned; past a whole
+        # span that is all of it. (Upstream's opt-in SGLANG_OPT_RELEASE_PREFILL_SWA does the latter;
+        # without it a request pins two windows.)
         if req.decode_batch_idx > span:
             tree_cache.release_swa_prefix_lock(req)
+        else:
+            tree_cache.shorten_prefix_lock(req)
         arena.slide_at[rows[i]] = int(seq_lens[i]) + interval

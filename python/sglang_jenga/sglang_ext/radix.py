@@ -165,6 +165,29 @@ class ArenaRadixCache(UnifiedRadixCache):
         if not self.window_policy.head_tokens:
             super().release_swa_prefix_lock(req)
 
+    def shorten_prefix_lock(self, req: Req) -> None:
+        """Unpin what a decoding request will not read again of its prompt's window.
+
+        It stays cached, last used now. Upstream pins the whole until a window of tokens has been
+        generated. :attr:`DemandModel.unpin_tokens` says why not token by token.
+        """
+        lock, kind = req.lock, ComponentType.SWA
+        if (
+            self.window_policy.head_tokens
+            or lock is None
+            or lock.swa_released
+            or kind not in lock.receipt.component_lock_uuids
+        ):
+            return
+        node = self.tree_core.node_by_id(lock.node)
+        prefix_tokens = self.tree_core.prefix_tokens(node)
+        dead = self.window_policy.dead_before(req.seqlen - 1, page_tokens=self.page_size)
+        read_tokens = prefix_tokens - dead
+        pinned_tokens = min(self.window_policy.span_tokens or 0, prefix_tokens)
+        if 0 < read_tokens <= pinned_tokens - self._arena.demand.unpin_tokens:
+            window = self.tree_core.components_by_type[kind]
+            window.shorten_lock(node, lock.receipt, read_tokens)
+
     def slide_window(self, req: Req, num_tokens: int) -> None:
         """Free the request's window slots that are dead once it has ``num_tokens`` tokens."""
         self._free_windows([self._dead_slots(req, num_tokens)])

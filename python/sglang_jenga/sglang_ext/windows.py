@@ -150,6 +150,22 @@ class ArenaWindowComponent(SWAComponent):
                 lock_host,
             )
 
+    def shorten_lock(self, node: UnifiedTreeNode, receipt: Any, tokens: int) -> None:
+        """Of a lock that was taken at ``node``, keep only the last ``tokens`` (whole pages).
+
+        before    [tail .............. ] node        a decoding request's window slides out of the
+        after     [ free to go ][ kept ] node        prompt token by token
+        """
+        kind, core = self.component_type, self.tree_core
+        self.refresh_lru(LRURefreshPhase.INSERT_END, node, core.root_node)
+        self._cut_before(node, tokens)
+        shorter = self._lock_up_from(node, tokens, IncLockRefResult(), False)
+        uuids = {kind: receipt.component_lock_uuids[kind]}
+        super().release_component_lock(
+            node, DecLockRefParams(component_lock_uuids=uuids, component_host_lock_uuids=uuids)
+        )
+        receipt.component_lock_uuids[kind] = shorter.component_lock_uuids[kind]
+
     def spare_windows(self, node: UnifiedTreeNode, num_tokens: int, since: float) -> None:
         """What the last ``num_tokens`` up to ``node`` brought is spare, but what a hit needs.
 

@@ -13,20 +13,29 @@ def jenga(sized: SizedArena, scene: Scene) -> Capacity:
     """The server's own plan; requests share large pages, as they do under load.
 
     A window slides some tokens at a time (``DemandModel.slide_interval_tokens``), so a request may
-    hold as many dead slots. The prompt's last window stays pinned in the tree until a span has been
-    generated: an answer shorter than that adds all of its tokens.
+    hold as many dead slots. It holds most of them just before its prompt's window is unpinned
+    (``DemandModel.unpin_tokens``), which may take more than its end does.
     """
-    plan, lengths, window = sized.plan, scene.lengths, sized.demand.window
-    slide = sized.demand.slide_interval_tokens(plan)
-    if window is not None and lengths.output_tokens < (window.span_tokens or 0):
-        slide = max(slide, lengths.output_tokens)
-    requests = requests_that_fit(
-        plan,
-        lengths.prompt_tokens,
-        lengths.output_tokens,
-        image_tokens=lengths.image_tokens,
-        chunk_tokens=lengths.step_tokens,
-        slide_tokens=slide,
+    plan, lengths = sized.plan, scene.lengths
+    interval = sized.demand.slide_interval_tokens(plan)
+    pinned_tokens = 0  # generated while the prompt's window is pinned as a whole
+    if interval:
+        until = -(-sized.demand.unpin_tokens // interval) * interval
+        pinned_tokens = min(lengths.output_tokens, until)
+    slide = interval if pinned_tokens < lengths.output_tokens else max(interval, pinned_tokens)
+    requests = min(
+        requests_that_fit(
+            plan,
+            lengths.prompt_tokens,
+            output_tokens,
+            image_tokens=lengths.image_tokens,
+            chunk_tokens=lengths.step_tokens,
+            slide_tokens=slide_tokens,
+        )
+        for output_tokens, slide_tokens in (
+            (pinned_tokens, max(interval, pinned_tokens)),
+            (lengths.output_tokens, slide),
+        )
     )
     shown = max(1, requests)
     large_pages = sum(
