@@ -6,6 +6,7 @@ Every step that fails says what failed and what to do; the stamp is written last
 is never taken for a finished one.
 """
 
+import glob
 import os
 import shutil
 import subprocess
@@ -82,6 +83,9 @@ def make_venv(venv):
 def main():
     venv, stamp = sys.argv[1:]
     make_venv(venv)
+    # Another checkout that shared this environment installs itself again when it is used next.
+    for outdated in glob.glob(os.path.join(venv, ".sglang-jenga-*")):
+        os.remove(outdated)
     python = os.path.join(venv, "bin", "python")
     print(f"Installing SGLang and sglang-jenga into {venv}: about 11 GB, once.", flush=True)
     run(

@@ -71,6 +71,16 @@ def test_the_second_run_installs_nothing(checkout: Path) -> None:
     assert calls(checkout) == before
 
 
+def test_a_checkout_that_comes_back_to_a_shared_environment_installs_itself_again(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other, shared = tmp_path_factory.mktemp("other"), f"VENV={checkout / 'shared'}"
+    shutil.copytree(checkout, other, dirs_exist_ok=True)
+    for place in (checkout, other, checkout):
+        assert make(place, "env", shared).returncode == 0
+    assert calls(checkout).count("-m pip install") == 2
+
+
 def test_changed_requirements_install_again(checkout: Path) -> None:
     assert make(checkout, "env").returncode == 0
     later = (checkout / ".venv").stat().st_mtime + 60
