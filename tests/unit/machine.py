@@ -326,7 +326,7 @@ class Machine:
 
     def problems(self) -> list[str]:
         """Violated invariants of the arena and of SGLang's accounting; the tree asserts its own."""
-        found = list(self.arena.verify_byte_accounting())
+        found = list(self.arena.core.audit())
         self.tree.sanity_check()
         for kind in self.arena.kinds:
             owned = self.tree_tokens(kind)

@@ -82,7 +82,7 @@ def traffic(machine: Machine, seed: int, *, requests: int) -> Loop:
         for _ in range(rng.randrange(6)):
             if loop.waiting or loop.running or loop.chunked:
                 loop.step()
-                assert machine.arena.verify_byte_accounting() == []
+                assert machine.arena.core.audit() == []
         served.append(prompt + list(req.output_ids))
     return loop
 

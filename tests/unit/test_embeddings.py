@@ -114,7 +114,7 @@ def test_what_is_pinned_leaves_no_room_and_an_embedding_then_is_not_kept() -> No
     machine = make_machine(KINDS["full"], large_pages=60)
     machine.prefill(range(machine.arena.available_size()), max_new=1)
     assert not cache_of(machine).set(1, rows(1))
-    assert machine.arena.verify_byte_accounting() == []
+    assert machine.arena.core.audit() == []
 
 
 # ---- giving way --------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_no_allocation_fails_however_many_embeddings_come_and_go(
                 cache.set(name, rows(name))
             elif rng.random() < 0.1:
                 cache.free(name)
-            assert machine.arena.verify_byte_accounting() == []
+            assert machine.arena.core.audit() == []
     loop.run()
     assert cache.evicted_slots > 0 and cache.reused > 0
     for name in range(12):

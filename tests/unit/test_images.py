@@ -41,7 +41,7 @@ def test_image_tokens_hold_slots_in_cross_layers_alone_and_text_in_self_layers_a
     assert used(machine) == (2 * len(TEXT) + 1, IMAGE_TOKENS)
     for _ in range(5):
         machine.decode([text, req])
-    assert machine.arena.verify_byte_accounting() == []
+    assert machine.arena.core.audit() == []
 
 
 def test_kernels_see_plain_slots_of_each_kind() -> None:
@@ -172,7 +172,7 @@ def visitors(machine: ImageMachine, seed: int, *, requests: int) -> Loop:
         for _ in range(rng.randrange(5)):
             if loop.waiting or loop.running:
                 loop.step()
-                assert machine.arena.verify_byte_accounting() == []
+                assert machine.arena.core.audit() == []
     return loop
 
 

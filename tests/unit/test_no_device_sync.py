@@ -72,7 +72,7 @@ def test_the_whole_life_of_requests_never_waits_for_the_device(
         steps = list(live(machine, decode_tokens=3 * W))
     assert len(steps) > 10
     assert guard.copies > 0, "slot ids did travel to the device"
-    assert machine.arena.verify_byte_accounting() == []
+    assert machine.arena.core.audit() == []
 
 
 def test_requests_with_images_never_wait_for_the_device() -> None:

@@ -184,7 +184,7 @@ class Churn(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         machine = self.machine
-        assert machine.arena.verify_byte_accounting() == []
+        assert machine.arena.core.audit() == []
         alive = [*self.running, *self.half_done]
         for kind in machine.arena.kinds:
             held = machine.arena.used_slots(kind) - machine.tree_tokens(kind)

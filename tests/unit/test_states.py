@@ -282,7 +282,7 @@ def test_tight_memory_loses_no_state_and_every_request_is_answered(
                 live = len(loop.running) + half_done
                 most = live + half_done if page_tokens == 1 else 2 * live
                 assert m.held_states() <= most
-                assert m.arena.verify_byte_accounting() == []
+                assert m.arena.core.audit() == []
     loop.run()
     assert all(req.finished() for req in asked)
     assert m.problems() == []

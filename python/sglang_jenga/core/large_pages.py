@@ -113,7 +113,9 @@ class LargePages:
         if self._owner[SINK_LARGE_PAGE] != _SINK:
             out.append("large pages: the sink lost its mark, padded writes would hit live data")
         stack = self._stack[: self.num_free]
-        if len(np.unique(stack)) != self.num_free:
+        stacked = np.zeros(self.num_large_pages, dtype=np.bool_)
+        stacked[stack] = True
+        if np.count_nonzero(stacked) != self.num_free:
             out.append("large pages: a page is on the free stack twice")
         if self.num_free and not bool((self._owner[stack] == _FREE).all()):
             out.append("large pages: a page on the free stack has an owner")

@@ -26,6 +26,7 @@ from sglang_jenga.core.errors import Exhausted
 from sglang_jenga.core.memory import ArenaMemory
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext.explain import Eviction
+from sglang_jenga.sglang_ext.idle_audit import IdleAudit
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool, Extent
 from sglang_jenga.sglang_ext.starvation import Starvation
 
@@ -66,6 +67,7 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
         self.req_pool = req_pool
         self.rows = req_pool.rows
         self.starvation = Starvation(kind.spec.name for kind in plan.kinds)
+        self._idle_audit = IdleAudit(self.core)
         self._offsets = np.arange(self.page_size, dtype=np.int64)
         req_pool.attach(self)
 
@@ -322,7 +324,8 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     # ---- reports ---------------------------------------------------------------------------
 
     def verify_byte_accounting(self) -> list[str]:
-        return self.core.audit()
+        """Asked on every turn of SGLang's idle loop."""
+        return self._idle_audit.violations()
 
     def debug_print(self) -> str:
         return f"arena: {self.core.explain_holders()}\n"
