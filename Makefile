@@ -11,6 +11,8 @@ PY := $(VENV)/bin/python
 # installs in $(VENV) point here.
 STAMP := $(VENV)/.sglang-jenga-$(shell pwd | cksum | cut -d' ' -f1)
 
+ROUTER := .venv-router/bin/python
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-gpu identity check format docs bench-kernels bench-capacity \
 	bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp clean
@@ -37,7 +39,7 @@ env: $(STAMP) ## set up the environment only
 demo: $(STAMP) ## the two-minute tour; MODEL=path serves your model, ARGS="..." adds server flags
 	@$(PY) -m sglang_jenga.demo $(if $(MODEL),--model "$(MODEL)") -- $(ARGS)
 
-test: $(STAMP) ## the CPU test set
+test: $(STAMP) $(ROUTER) ## the CPU test set
 	@$(PY) -m pytest -m "not gpu" $(ARGS)
 	@if [ -e /dev/nvidiactl ]; then why="this is the CPU set: make test-gpu runs them here"; \
 		else why="this machine has no NVIDIA device (/dev/nvidiactl is missing)"; fi; \
@@ -63,12 +65,11 @@ docs: $(STAMP) ## rewrite the tables in docs/ and the dashboard that are made fr
 	@$(PY) scripts/docs_tables.py
 	@$(PY) scripts/make_dashboard.py
 
-ROUTER := .venv-router/bin/python
-
 # An environment of its own: the router needs nothing of SGLang, and brings its own web server.
 $(ROUTER):
 	@$(PYTHON) -m venv .venv-router
-	@.venv-router/bin/pip install --quiet sglang-router
+	@$(ROUTER) -m pip install --quiet --disable-pip-version-check sglang-router \
+		|| { rm -r .venv-router; echo "could not install sglang-router"; exit 1; }
 
 scale-router: $(STAMP) $(ROUTER) ## two servers behind sglang-router; ARGS="--kill-at 0.4" kills one
 	@$(PY) -m sglang_jenga.demo.scale router $(ARGS)

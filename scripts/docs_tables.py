@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python scripts/docs_tables.py``: rewrite the tables in docs/ that are made from code.
+"""``python scripts/docs_tables.py``: rewrite the tables of README and docs made from code.
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. The tests compare; this writes.
 """
@@ -15,6 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python"))
+sys.path.insert(0, str(ROOT / "benchmark"))
+
+from capacity import run as capacity_run  # noqa: E402
 
 from sglang_jenga.cli import doctor as doctor_command  # noqa: E402
 from sglang_jenga.cli import explain as explain_command  # noqa: E402
@@ -155,6 +158,36 @@ def beliefs() -> str:
     return table(titles, rows)
 
 
+def judged() -> str:
+    """Steps and hits beside the peers', on the stream of chats that ``benchmark/capacity`` ran."""
+    rows = []
+    for (stream, model, extra), managers in capacity_run.load().items():
+        if (stream, extra) != ("mooncake_chat", ""):
+            continue
+        found = {name: run["result"] for name, run in managers.items() if "result" in run}
+        sglang = [found[name] for name in capacity_run.SGLANG if name in found]
+        steps, hits = found["jenga"]["steps"], "prefix_hit_ratio"
+        rows.append(
+            (
+                model,
+                f"{steps / found['vllm']['steps']:.2f}",
+                f"{steps / min(run['steps'] for run in sglang):.2f}",
+                f"{100 * found['jenga'][hits]:.1f} %",
+                f"{100 * found['vllm'][hits]:.1f} %",
+                f"{100 * max(run[hits] for run in sglang):.1f} %",
+            )
+        )
+    titles = (
+        "model",
+        "steps / vLLM's",
+        "steps / SGLang's",
+        "hits",
+        "hits of vLLM",
+        "hits of SGLang",
+    )
+    return table(titles, rows)
+
+
 def shown(command: str, output: str) -> str:
     """A command and what it prints, as a block."""
     lines = [f"$ {command}", *output.splitlines()]
@@ -255,6 +288,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "geometry": geometry,
     "metrics": metrics,
     "top": top,
+    "judged": judged,
     "scaleout": scaleout,
     "beliefs": beliefs,
     "plan": plan,
@@ -271,7 +305,7 @@ def rewritten(text: str) -> str:
 
 
 def main() -> None:
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         old = path.read_text(encoding="utf-8")
         new = rewritten(old)
         if new != old:

@@ -74,7 +74,9 @@ def test_every_make_target_that_runs_a_script_has_its_script() -> None:
     assert not missing, f"the Makefile runs {missing}"
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=name
+)
 def test_tables_made_from_code_are_up_to_date(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert docs_tables.rewritten(text) == text, "run `make docs` and commit what it writes"
