@@ -165,3 +165,24 @@ def test_two_answers_to_one_prompt_pin_what_either_reads() -> None:
     machine.finish(slow)
     machine.finish(fast)
     assert machine.tree.swa_protected_size() == 0 and not machine.problems()
+
+
+def test_what_is_left_of_a_window_goes_first_once_nothing_can_continue_there() -> None:
+    machine = make_machine(POLICIES[0], 1, cached=True)
+    answering = machine.prefill(range(96), max_new=400)
+    while machine.tree.swa_protected_size() == SPAN + 1:
+        machine.decode([answering])
+    machine.tree.evict_until(lambda: False)  # the part of its window that it left behind
+    other = range(200, 200 + SPAN)  # no longer than a window: none of it is spare
+    machine.finish(machine.prefill(other))
+    whole = machine.hit(other)
+    cached = machine.tree.swa_evictable_size()
+    for _ in range(SPAN // 2):
+        machine.decode([answering])
+    assert machine.tree.swa_evictable_size() > cached, (
+        "more of it is unpinned, later than the other"
+    )
+    machine.tree.evict_until(lambda: machine.tree.swa_evictable_size() <= cached)
+    assert machine.tree.swa_evictable_size() == cached and machine.hit(other) == whole
+    machine.finish(answering)
+    assert not machine.problems()

@@ -153,11 +153,15 @@ class ArenaWindowComponent(SWAComponent):
     def shorten_lock(self, node: UnifiedTreeNode, receipt: Any, tokens: int) -> None:
         """Of a lock that was taken at ``node``, keep only the last ``tokens`` (whole pages).
 
+        What it lets go counts as just used, or is spare where nothing can continue any more.
+
         before    [tail .............. ] node        a decoding request's window slides out of the
         after     [ free to go ][ kept ] node        prompt token by token
         """
         kind, core = self.component_type, self.tree_core
-        self.refresh_lru(LRURefreshPhase.INSERT_END, node, core.root_node)
+        continues = core.can_be_hit(node)
+        if continues:
+            self.refresh_lru(LRURefreshPhase.INSERT_END, node, core.root_node)
         self._cut_before(node, tokens)
         shorter = self._lock_up_from(node, tokens, IncLockRefResult(), False)
         uuids = {kind: receipt.component_lock_uuids[kind]}
@@ -165,6 +169,23 @@ class ArenaWindowComponent(SWAComponent):
             node, DecLockRefParams(component_lock_uuids=uuids, component_host_lock_uuids=uuids)
         )
         receipt.component_lock_uuids[kind] = shorter.component_lock_uuids[kind]
+        if not continues:
+            self._spare_unpinned(node, self._tail_of(node))
+
+    def _spare_unpinned(self, node: UnifiedTreeNode, tokens: int) -> None:
+        """Of the last ``tokens`` up to ``node`` what is unpinned goes first.
+
+        As far as only ``node`` needs it: up to a branch point.
+        """
+        lru, passed = self.tree_core.lru_lists[self.component_type], 0
+        while node is not self.tree_core.root_node and passed < tokens:
+            if passed and len(node.children) > 1:
+                return
+            piece = node.component_data[self.component_type]
+            if piece.value is not None and not piece.lock_ref:
+                lru.make_spare(node)
+            passed += len(node.key)
+            node = node.parent
 
     def spare_windows(self, node: UnifiedTreeNode, num_tokens: int, since: float) -> None:
         """What the last ``num_tokens`` up to ``node`` brought is spare, but what a hit needs.
