@@ -19,6 +19,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from machine import Machine, make_kinds, make_plan
 from scheduler import Loop
 from sglang_jenga.core.demand import DemandModel
+from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
 from sglang_jenga.sglang_ext.config import TEST_SEED
@@ -204,7 +205,7 @@ def test_a_request_that_made_no_progress_since_its_restart_is_aborted() -> None:
 def test_a_half_done_prompt_gives_its_dead_window_slots_back_before_its_next_chunk(
     cached: bool,
 ) -> None:
-    machine = make_machine(KINDS["window"], cached=cached, longest=600)
+    machine = make_machine(KINDS["window"], cached=cached, longest=1000)
     half_done(machine, tokens=100)
     machine.tree.evict_until(lambda: False)
     assert machine.arena.used_slots(0) == 100
@@ -301,14 +302,46 @@ def test_a_newcomer_takes_a_window_that_holds_more_bytes_than_it_keeps_useful() 
     assert machine.tree.swa_evictable_size() < windows
 
 
-def test_a_half_done_prompt_takes_a_shorter_chunk_before_such_a_window() -> None:
+def test_a_half_done_prompt_takes_such_a_window() -> None:
     machine = make_machine(KINDS["few windows"], chunk_tokens=40)
     run_past_its_prompt(machine, 150)
+    free, windows = machine.arena.available_size(), machine.tree.swa_evictable_size()
+    asking = budget(machine)
+    assert asking.fit_chunk(extend_input_len=free + 2, max_new_tokens=0, chunk_limit=free + 2)
+    assert machine.tree.swa_evictable_size() < windows
+
+
+SYSTEM_PROMPT = range(1000, 1000 + 2 * W)
+
+
+def run_behind_a_shared_prompt(machine: Machine, num_prompts: int) -> None:
+    """Requests decode beyond their prompts; evictable are windows of the prompt that all share."""
+    tails = [range(100 * i, 100 * i + 3 * W) for i in range(num_prompts)]
+    running = [machine.prefill([*SYSTEM_PROMPT, *tail], max_new=500, chunk=40) for tail in tails]
+    machine.hit([*SYSTEM_PROMPT, 1])
+    for _ in range(2):
+        machine.decode(running)
+    while machine.tree.tree_core.oldest(Sparing.SHARED) is not None:
+        machine.tree._evict_one({ct: 0 for ct in machine.tree.tree_components}, Sparing.SHARED)
+
+
+def test_a_half_done_prompt_takes_a_shorter_chunk_before_a_window_that_many_prompts_need() -> None:
+    """Its window holds 2.5 times the bytes of its full slots: too dear for one, cheap for four."""
+    machine = make_machine(KINDS["window"], chunk_tokens=40, longest=1000)
+    run_behind_a_shared_prompt(machine, 4)
     windows = machine.tree.swa_evictable_size()
+    assert windows >= W and machine.hit([*SYSTEM_PROMPT, 1]) == len(SYSTEM_PROMPT)
     asking = budget(machine)
     chunk = asking.fit_chunk(extend_input_len=10_000, max_new_tokens=0, chunk_limit=10_000)
     assert chunk is not None and 0 < chunk < 10_000
     assert machine.tree.swa_evictable_size() == windows
+    assert machine.arena.reclaim(machine.tree, [chunk + 2] * 2), "it would have sufficed for more"
+
+
+def test_a_window_that_few_prompts_need_is_not_worth_a_shorter_chunk() -> None:
+    machine = make_machine(KINDS["window"], chunk_tokens=40, longest=1000)
+    run_behind_a_shared_prompt(machine, 2)
+    assert machine.tree.swa_evictable_size() == 0
 
 
 def test_fit_chunk_gives_the_longest_chunk_that_is_free_now() -> None:

@@ -2,7 +2,8 @@
 """Which cached piece goes next, as a table.
 
 A row gives what each kind offers: the last use of its oldest piece, ``!`` where no hit can use it
-any more, ``c`` where it is cheaper than what is reachable through it, ``L`` where it ends a leaf.
+any more, ``c`` where it is cheaper than what is reachable through it, ``s`` where it is shared as
+well, ``L`` where it ends a leaf.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
+from sglang_jenga.core.memory import Sparing
 from sglang_jenga.sglang_ext.order import WORTHLESS, EvictionOrder, Victim
 
 FULL, WINDOW, STATE = ComponentType.FULL, ComponentType.SWA, ComponentType.MAMBA
@@ -21,21 +23,22 @@ NO_NODE: Any = None
 def victim(cell: str, kind: ComponentType) -> Victim | None:
     if not cell:
         return None
-    digits = cell.strip("!cL")
+    digits = cell.strip("!csL")
     last_use = WORTHLESS if "!" in cell else float(digits)
     is_leaf = kind is FULL or "L" in cell
     return Victim(node=NO_NODE, last_use=last_use, is_leaf=is_leaf, kind=kind)
 
 
 def choose(
-    leaf: str, window: str, state: str = "", *, sparing: bool = False, **rules: Any
+    leaf: str, window: str, state: str = "", *, sparing: Sparing = Sparing.NOTHING, **rules: Any
 ) -> ComponentType | None:
     starving = rules.pop("starving", FULL)
     cells = {WINDOW: window, STATE: state}
     found = EvictionOrder(**rules).choose(
         victim(leaf, FULL),
         [piece for kind, cell in cells.items() if (piece := victim(cell, kind))],
-        is_cheap=lambda piece: "c" in cells[piece.kind],
+        is_cheap=lambda piece: not {"c", "s"}.isdisjoint(cells[piece.kind]),
+        is_shared=lambda piece: "s" in cells[piece.kind],
         starving=lambda: starving,
         sparing=sparing,
     )
@@ -64,11 +67,27 @@ def test_who_goes_next(leaf: str, window: str, state: str, goes: ComponentType |
     assert choose(leaf, window, state) == goes
 
 
-def test_who_would_rather_wait_takes_no_cheap_window_but_all_else() -> None:
-    assert choose("", "3c", sparing=True) is None
-    assert choose("", "3", sparing=True) is WINDOW
-    assert choose("5", "3c", sparing=True) is FULL
-    assert choose("", "3c", "9", sparing=True) is STATE
+@pytest.mark.parametrize(
+    ("leaf", "window", "state", "decoding", "next_chunk", "newcomer"),
+    [
+        ("", "3", "", WINDOW, WINDOW, WINDOW),
+        ("", "3c", "", WINDOW, WINDOW, None),  # ends a running prompt
+        ("", "3s", "", WINDOW, None, None),  # the beginning of several
+        ("5", "3s", "", FULL, FULL, FULL),
+        ("", "3s", "9", STATE, STATE, STATE),
+        ("", "!s", "", WINDOW, WINDOW, WINDOW),
+    ],
+)
+def test_who_asks_decides_what_is_spared(
+    leaf: str,
+    window: str,
+    state: str,
+    decoding: ComponentType,
+    next_chunk: ComponentType | None,
+    newcomer: ComponentType | None,
+) -> None:
+    takes = [choose(leaf, window, state, sparing=sparing) for sparing in Sparing]
+    assert takes == [decoding, next_chunk, newcomer]
 
 
 def test_without_retention_a_cheap_window_is_as_old_as_it_is() -> None:

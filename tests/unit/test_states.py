@@ -11,6 +11,7 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
 from machine import VOCABULARY
 from scheduler import Loop
+from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import Window
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import GRID_TOKENS, StateMachine, caching_strategy, state_kinds
@@ -233,8 +234,8 @@ def test_the_next_chunk_of_a_prompt_spares_the_state_of_a_branch_point() -> None
         serve(m, [*shared, *tail])
     for tail in tails[2:]:
         m.prefill([*shared, *tail], max_new=50)
-    while m.tree.tree_core.oldest(sparing=True) is not None:
-        m.tree._evict_one({ct: 0 for ct in m.tree.tree_components}, sparing=True)
+    while m.tree.tree_core.oldest(Sparing.SHARED) is not None:
+        m.tree._evict_one({ct: 0 for ct in m.tree.tree_components}, Sparing.SHARED)
     states = m.tree.mamba_evictable_size()
     assert states == 1, "that of the branch"
     budget = m.arena.create_prefill_budget(m.tree)

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sglang_jenga.core.memory import ArenaMemory, Evictable
+from sglang_jenga.core.memory import ArenaMemory, Evictable, Sparing
 
 #: A newcomer's chunk is not shortened below this: much shorter ones waste a GPU's prefill speed.
 MIN_CHUNK_TOKENS = 2048
@@ -118,7 +118,9 @@ class PrefillPass:
         # Exact or a page too many: an extension may begin inside its prefix's last page.
         return self.memory.demand_of(self._pages(tokens - images), states, images)
 
-    def _make_free_now(self, tokens: int, states: int, *, sparing: bool = False) -> bool:
+    def _make_free_now(
+        self, tokens: int, states: int, *, sparing: Sparing = Sparing.NOTHING
+    ) -> bool:
         """Evict until the pass's promises and this much more are free in every kind.
 
         ``tokens`` in each kind that grows by tokens, and ``states`` recurrent states.
@@ -136,7 +138,9 @@ class PrefillPass:
         arena = self.memory
         arena.starvation.note_refusal(arena, self.cache, self._short_of, rid)
 
-    def _largest_chunk_now(self, limit: int, states: int, *, sparing: bool = False) -> int:
+    def _largest_chunk_now(
+        self, limit: int, states: int, *, sparing: Sparing = Sparing.NOTHING
+    ) -> int:
         """Longest prefix of ``limit`` tokens that can be made free now (whole pages)."""
         low, high = 0, limit // self.page_size
         while low < high:
@@ -207,7 +211,7 @@ class PrefillPass:
             self._future_window_tokens() + window,
             NEWCOMER_STATES,
             min(now, self.memory.candidate_images),
-        ) and self._make_free_now(now, NEWCOMER_STATES, sparing=True)
+        ) and self._make_free_now(now, NEWCOMER_STATES, sparing=Sparing.CHEAP)
 
     def fit_chunk(
         self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
@@ -219,15 +223,14 @@ class PrefillPass:
         now = min(extend_input_len, chunk_limit)
         self.total_offset += extend_input_len - now
         possible = self._fits_eventually(now, now, 0)
-        # A state at a branch point costs no more than the chunk it would lengthen, and the next
-        # visitor computes that prefix again. Windows are cheap to hold but many: kept at this
-        # price they cost more steps than they save (benchmark/capacity).
-        spares_states = self.memory.state_kind is not None
-        if possible and self._make_free_now(now, 0, sparing=spares_states):
+        # What several prompts share costs little more than the chunk it would lengthen, and the
+        # next visitor computes it again. The window of a single prompt is cheap too, but they are
+        # many: kept at this price they cost more steps than they save (benchmark/capacity).
+        if possible and self._make_free_now(now, 0, sparing=Sparing.SHARED):
             return chunk_limit
-        # What is worth keeping stays if the rest allows a chunk that is not much shorter.
-        shorter = self._largest_chunk_now(now, 0, sparing=True)
-        if spares_states and 2 * shorter < now and possible and self._make_free_now(now, 0):
+        # It stays if the rest allows a chunk that is not much shorter.
+        shorter = self._largest_chunk_now(now, 0, sparing=Sparing.SHARED)
+        if 2 * shorter < now and possible and self._make_free_now(now, 0):
             return chunk_limit
         self._starved = True
         shorter = shorter or self._largest_chunk_now(now, 0)

@@ -8,6 +8,7 @@ and the simulator's plain engine, which has none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,17 @@ from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.large_pages import IntArray
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Cross, State, Vision
+
+
+class Sparing(IntEnum):
+    """What a demand leaves in the cache although it stays unmet. Each includes those before it."""
+
+    #: Decoding, and a request that is alone.
+    NOTHING = 0
+    #: A prompt's next chunk: windows and states where several cached prompts part.
+    SHARED = 1
+    #: Newcomers: also the windows at the ends of running prompts, as long as they are cheap.
+    CHEAP = 2
 
 
 class Evictable(Protocol):
@@ -93,7 +105,7 @@ class ArenaMemory:
         small_pages: Sequence[int],
         *,
         cause: str = "SGLang asked for room",
-        sparing: bool = False,
+        sparing: Sparing = Sparing.NOTHING,
     ) -> bool:
         """Make room for this demand; here there is nothing to evict. False: it cannot be."""
         return self.core.fits(small_pages)

@@ -23,7 +23,7 @@ from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import Exhausted
-from sglang_jenga.core.memory import ArenaMemory
+from sglang_jenga.core.memory import ArenaMemory, Sparing
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext.explain import Eviction
 from sglang_jenga.sglang_ext.idle_audit import IdleAudit
@@ -109,12 +109,12 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
         small_pages: Sequence[int],
         *,
         cause: str = "SGLang asked for room",
-        sparing: bool = False,
+        sparing: Sparing = Sparing.NOTHING,
     ) -> bool:
         """Evict cached slots, least valuable first, until the demand fits. False: it cannot.
 
-        ``cause``: who asks, for those who will miss what goes. ``sparing``: rather fail than evict
-        windows that keep more bytes useful than they hold.
+        ``cause``: who asks, for those who will miss what goes. ``sparing``: what
+        it rather fails than takes.
         """
         if self.core.fits_apart(small_pages):
             return True

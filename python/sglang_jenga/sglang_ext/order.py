@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
+from sglang_jenga.core.memory import Sparing
+
 #: The last use of what nobody will miss: below every value of the clock.
 WORTHLESS = -1.0
 
@@ -37,7 +39,8 @@ class EvictionOrder:
     retention: windows and states are kept where traffic can come back. Those inside a prompt are
         spare (first to go) unless somebody branches there; the window of an inner node outlives
         older leaves while it is cheap, for losing it makes every full slot before it unreachable
-        for prompts that branch there. States have no such privilege: one costs hundreds of tokens.
+        for prompts that branch there. Where many part it is cheap for all of them together. States
+        have no such privilege: one costs hundreds of tokens.
     """
 
     balanced: bool = True
@@ -50,8 +53,9 @@ class EvictionOrder:
         pieces: Sequence[Victim],
         *,
         is_cheap: Callable[[Victim], bool],
+        is_shared: Callable[[Victim], bool],
         starving: Callable[[], ComponentType],
-        sparing: bool,
+        sparing: Sparing,
     ) -> Victim | None:
         """The next to go, None: nothing may.
 
@@ -59,8 +63,9 @@ class EvictionOrder:
             leaf: the evictable leaf that would go first among leaves.
             pieces: of each other kind the window or state that would go first.
             is_cheap: whether a piece has fewer bytes than the full slots reachable through it.
+            is_shared: whether prompts part behind a cheap piece.
             starving: says which kind lacks bytes; asked where the rules need it.
-            sparing: rather take nothing than a cheap window.
+            sparing: rather take nothing than a cheap window, or a cheap window that is shared.
         """
         if not self.balanced:
             kind = starving()
@@ -73,9 +78,10 @@ class EvictionOrder:
         free_to_go = [p for p in older if p.is_leaf or not (self.retention and is_cheap(p))]
         if free_to_go:
             return min(free_to_go, key=_last_use)
-        if leaf is None and older and not sparing:
-            return min(older, key=_last_use)
-        return leaf
+        if leaf is not None or sparing is Sparing.CHEAP:
+            return leaf
+        spares = sparing is Sparing.SHARED
+        return min((p for p in older if not (spares and is_shared(p))), key=_last_use, default=None)
 
 
 def _last_use(victim: Victim) -> float:

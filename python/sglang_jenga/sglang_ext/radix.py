@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import Policy, TokenPolicy
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
@@ -252,13 +253,13 @@ class ArenaRadixCache(UnifiedRadixCache):
         self,
         satisfied: Callable[[], bool],
         *,
-        sparing: bool = False,
+        sparing: Sparing = Sparing.NOTHING,
         why: Callable[[], Eviction] | None = None,
     ) -> None:
         """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
 
-        With ``sparing`` it stops where only windows worth keeping are left (see
-        :meth:`ArenaTreeCore.oldest`). ``why`` is asked only if something is to go.
+        It stops where only what ``sparing`` names is left (see :meth:`EvictionOrder.choose`).
+        ``why`` is asked only if something is to go.
         """
         if self.disable and self.embeddings is None:
             return
@@ -275,7 +276,9 @@ class ArenaRadixCache(UnifiedRadixCache):
             self.evicted_tokens[ct] += num_tokens
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
-    def _evict_one(self, tracker: dict[ComponentType, int], sparing: bool = False) -> bool:
+    def _evict_one(
+        self, tracker: dict[ComponentType, int], sparing: Sparing = Sparing.NOTHING
+    ) -> bool:
         victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
         if self.embeddings is not None:
             older = self.embeddings.oldest()

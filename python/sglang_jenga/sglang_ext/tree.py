@@ -32,6 +32,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
     EvictDeviceNextNodeResult,
 )
 
+from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import LiveSlots, TokenPolicy
 from sglang_jenga.sglang_ext.events import HitPointRecorder
 from sglang_jenga.sglang_ext.explain import Step, Walk
@@ -229,10 +230,13 @@ class ArenaTreeCore(UnifiedTreeCore):
                 return Victim(node=node, last_use=queued_at, is_leaf=True)
         return None
 
-    def oldest_piece(self, kind: ComponentType, sparing: bool = False) -> Victim | None:
+    def oldest_piece(
+        self, kind: ComponentType, sparing: Sparing = Sparing.NOTHING
+    ) -> Victim | None:
         """The unlocked node whose window or state was useful longest ago.
 
-        ``sparing``: not the state of a branch point, by which several conversations are hit.
+        ``sparing`` anything: not the state of a branch point, by which several conversations are
+        hit. States are few. Windows are many, so their oldest is offered whatever it is.
         """
         lru = self.lru_lists[kind]
         node = lru.oldest_spare() or lru.get_lru_no_lock()
@@ -243,6 +247,33 @@ class ArenaTreeCore(UnifiedTreeCore):
             return None
         is_leaf = node in self.evictable_device_leaves
         return Victim(node=node, last_use=lru.last_use(node), is_leaf=is_leaf, kind=kind)
+
+    def oldest(
+        self,
+        sparing: Sparing = Sparing.NOTHING,
+        starving: Callable[[], ComponentType] = lambda: ComponentType.FULL,
+    ) -> Victim | None:
+        """The least valuable piece across kinds, None when nothing may go.
+
+        See :meth:`EvictionOrder.choose`, which decides.
+        """
+        found = (self.oldest_piece(kind, sparing) for kind in self._piece_kinds)
+        return self.order.choose(
+            self.oldest_leaf(),
+            [piece for piece in found if piece is not None],
+            is_cheap=self._is_cheap,
+            is_shared=self._is_shared,
+            starving=starving,
+            sparing=sparing,
+        )
+
+    def prefix_tokens(self, node: UnifiedTreeNode) -> int:
+        """Tokens from the root to the end of ``node``."""
+        total = 0
+        while node is not self.root_node:
+            total += len(node.key)
+            node = node.parent
+        return total
 
     def _is_branch_point(self, node: UnifiedTreeNode) -> bool:
         """Whether prompts part behind ``node`` before there is another state to continue from.
@@ -255,40 +286,37 @@ class ArenaTreeCore(UnifiedTreeCore):
                 return False
         return len(node.children) > 1
 
-    def oldest(
-        self,
-        sparing: bool = False,
-        starving: Callable[[], ComponentType] = lambda: ComponentType.FULL,
-    ) -> Victim | None:
-        """The least valuable piece across kinds, None when nothing may go.
-
-        See :meth:`EvictionOrder.choose`, which decides.
-        """
-        found = (self.oldest_piece(kind, sparing) for kind in self._piece_kinds)
-        return self.order.choose(
-            self.oldest_leaf(),
-            [piece for piece in found if piece is not None],
-            is_cheap=self._is_cheap,
-            starving=starving,
-            sparing=sparing and self.order.retention,
-        )
-
-    def prefix_tokens(self, node: UnifiedTreeNode) -> int:
-        """Tokens from the root to the end of ``node``."""
-        total = 0
-        while node is not self.root_node:
-            total += len(node.key)
-            node = node.parent
-        return total
+    def _branch_served(self, node: UnifiedTreeNode) -> UnifiedTreeNode:
+        """Where prompts part that need the window slots of ``node``; itself: nowhere further on."""
+        policy = self.components_by_type[ComponentType.SWA].policy
+        branch, end = node, self.prefix_tokens(node)
+        branch_end = end
+        while len(branch.children) == 1:
+            branch = next(iter(branch.children.values()))
+            branch_end += len(branch.key)
+            is_live = branch.component_data[ComponentType.SWA].value is not None
+            if not is_live or policy.tail_start(branch_end) >= end:
+                return node
+        return branch if branch.children else node
 
     def _is_cheap(self, piece: Victim) -> bool:
-        """Whether a hit there has fewer bytes in window slots than in full slots."""
+        """Whether a hit there has fewer bytes in window slots than in full slots.
+
+        Where prompts part, one hit for each that is still cached: as many will come, if the next
+        ones are like the last.
+        """
         if piece.kind is not ComponentType.SWA:
             return False
-        prefix_tokens = self.prefix_tokens(piece.node)
+        node = self._branch_served(piece.node)
+        prefix_tokens = self.prefix_tokens(node)
         slots = self.components_by_type[piece.kind].policy.needed_tokens(prefix_tokens)
         full_bytes = prefix_tokens * self._slot_bytes[ComponentType.FULL]
-        return full_bytes > slots * self._slot_bytes[piece.kind]
+        num_hits = max(1, len(node.children))
+        return num_hits * full_bytes > slots * self._slot_bytes[piece.kind]
+
+    def _is_shared(self, piece: Victim) -> bool:
+        """Whether it is cheap and prompts part there."""
+        return self._is_cheap(piece) and len(self._branch_served(piece.node).children) > 1
 
     def evict_piece(self, node: UnifiedTreeNode, kind: ComponentType) -> EvictDeviceNextNodeResult:
         """Drop the window slots or the state of an inner node; its full slots stay."""
