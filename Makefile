@@ -12,6 +12,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.sglang-jenga-$(shell pwd | cksum | cut -d' ' -f1)
 
 ROUTER := .venv-router/bin/python
+BROWSER := .venv-browser/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-gpu identity check format docs bench-kernels bench-capacity \
@@ -39,7 +40,7 @@ env: $(STAMP) ## set up the environment only
 demo: $(STAMP) ## the two-minute tour; MODEL=path serves your model, ARGS="..." adds server flags
 	@$(PY) -m sglang_jenga.demo $(if $(MODEL),--model "$(MODEL)") -- $(ARGS)
 
-test: $(STAMP) $(ROUTER) ## the CPU test set
+test: $(STAMP) $(ROUTER) $(BROWSER) ## the CPU test set
 	@$(PY) -m pytest -m "not gpu" $(ARGS)
 	@if [ -e /dev/nvidiactl ]; then why="this is the CPU set: make test-gpu runs them here"; \
 		else why="this machine has no NVIDIA device (/dev/nvidiactl is missing)"; fi; \
@@ -70,6 +71,13 @@ $(ROUTER):
 	@$(PYTHON) -m venv .venv-router
 	@$(ROUTER) -m pip install --quiet --disable-pip-version-check sglang-router \
 		|| { rm -r .venv-router; echo "could not install sglang-router"; exit 1; }
+
+# Chromium in a wheel, about 700 MB on disk, for the page of `sglang-jenga map`. Where there is none
+# for this machine its tests are skipped, and say so.
+$(BROWSER):
+	@$(PYTHON) -m venv .venv-browser
+	@$(BROWSER) -m pip install --quiet --disable-pip-version-check "PySide6-WebEngine>=6.12,<7" \
+		|| { rm -r .venv-browser; echo "no browser: could not install PySide6-WebEngine"; }
 
 scale-router: $(STAMP) $(ROUTER) ## two servers behind sglang-router; ARGS="--kill-at 0.4" kills one
 	@$(PY) -m sglang_jenga.demo.scale router $(ARGS)

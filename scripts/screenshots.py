@@ -3,8 +3,8 @@
 
 They show docs/images/arena.jsonl. ``--record`` first makes that file anew: a tiny Gemma 3 server on
 this machine under a load that fills its arena. The picture of ``top`` is drawn here, so it is the
-same everywhere and a test compares it; the pictures of the map are taken in a browser (the extra
-``browser``).
+same everywhere and a test compares it; the pictures of the map are taken in a browser
+(``make test`` sets it up).
 """
 
 from __future__ import annotations
