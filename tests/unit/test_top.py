@@ -354,6 +354,14 @@ class Terminal:
             assert time.monotonic() < deadline, "the keyboard's modes were not given back"
             time.sleep(0.01)
 
+    def until_stopped(self) -> None:
+        """It gives the keyboard back before it stops; what comes between would be lost."""
+        command = ["ps", "-o", "stat=", "-p", str(os.tcgetpgrp(self.leader))]
+        deadline = time.monotonic() + 10
+        while not subprocess.run(command, capture_output=True, text=True).stdout.startswith("T"):
+            assert time.monotonic() < deadline, "the command did not stop"
+            time.sleep(0.01)
+
     def restored(self) -> bool:
         """Whether the normal screen, the cursor and the keyboard's modes are back."""
         left = "\x1b[?25h\x1b[?1049l" in self.screen
@@ -410,6 +418,7 @@ def test_ctrl_z_gives_the_terminal_to_the_shell_and_takes_it_again(
         os.write(screen.leader, b"\x1a")
         screen.until("\x1b[?1049l")
         screen.until_keyboard_is_back()
+        screen.until_stopped()
         screen.signal(signal.SIGCONT)
         screen.until("\x1b[?1049h", "window")
         os.write(screen.leader, b"q")
