@@ -205,7 +205,7 @@ def test_a_request_that_made_no_progress_since_its_restart_is_aborted() -> None:
 def test_a_half_done_prompt_gives_its_dead_window_slots_back_before_its_next_chunk(
     cached: bool,
 ) -> None:
-    machine = make_machine(KINDS["window"], cached=cached, longest=1000)
+    machine = make_machine(KINDS["window"], cached=cached, longest=600)
     half_done(machine, tokens=100)
     machine.tree.evict_until(lambda: False)
     assert machine.arena.used_slots(0) == 100

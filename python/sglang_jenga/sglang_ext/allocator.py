@@ -113,8 +113,8 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     ) -> bool:
         """Evict cached slots, least valuable first, until the demand fits. False: it cannot.
 
-        ``cause``: who asks, for those who will miss what goes. ``sparing``: what
-        it rather fails than takes.
+        ``cause``: who asks, for those who will miss what goes. ``sparing``: what it leaves rather
+        than take.
         """
         if self.core.fits_apart(small_pages):
             return True

@@ -63,7 +63,7 @@ class EvictionOrder:
             leaf: the evictable leaf that would go first among leaves.
             pieces: of each other kind the window or state that would go first.
             is_cheap: whether a piece has fewer bytes than the full slots reachable through it.
-            is_shared: whether prompts part behind a cheap piece.
+            is_shared: whether prompts part behind it; asked of cheap pieces alone.
             starving: says which kind lacks bytes; asked where the rules need it.
             sparing: rather take nothing than a cheap window, or a cheap window that is shared.
         """

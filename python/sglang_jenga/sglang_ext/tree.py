@@ -315,8 +315,8 @@ class ArenaTreeCore(UnifiedTreeCore):
         return num_hits * full_bytes > slots * self._slot_bytes[piece.kind]
 
     def _is_shared(self, piece: Victim) -> bool:
-        """Whether it is cheap and prompts part there."""
-        return self._is_cheap(piece) and len(self._branch_served(piece.node).children) > 1
+        """Whether prompts part at the end of what a cheap window serves."""
+        return len(self._branch_served(piece.node).children) > 1
 
     def evict_piece(self, node: UnifiedTreeNode, kind: ComponentType) -> EvictDeviceNextNodeResult:
         """Drop the window slots or the state of an inner node; its full slots stay."""
