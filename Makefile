@@ -5,17 +5,22 @@ VENV   ?= .venv
 PYTHON ?= python3
 MODEL  ?=
 ARGS   ?=
+# Tests that run side by side; a server takes about 2 GB. 0: all in one process.
+JOBS   ?= 2
 
 PY := $(VENV)/bin/python
 # Written after a complete set-up. Its name changes with this directory, because the editable
 # installs in $(VENV) point here.
 STAMP := $(VENV)/.sglang-jenga-$(shell pwd | cksum | cut -d' ' -f1)
 
+# Groups of tests (tests/conftest.py) go to processes in their order: servers first.
+SIDE_BY_SIDE := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
 ROUTER := .venv-router/bin/python
 BROWSER := .venv-browser/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-gpu identity check format docs bench-kernels bench-capacity \
+.PHONY: help env demo test test-fast test-gpu identity check format docs bench-kernels bench-capacity \
 	bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp clean
 
 help: ## list the commands
@@ -26,7 +31,8 @@ help: ## list the commands
 		| awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 	@echo
 	@echo "Variables: MODEL (a model path or id, for demo), ARGS (more flags for the command behind),"
-	@echo "           VENV (environment, default .venv), PYTHON (interpreter to make it with)"
+	@echo "           VENV (environment, default .venv), PYTHON (interpreter to make it with),"
+	@echo "           JOBS (tests that run side by side, default 2)"
 
 $(STAMP): pyproject.toml sglang_portable_cpu/pyproject.toml
 	@command -v $(PYTHON) >/dev/null 2>&1 || { \
@@ -41,11 +47,14 @@ demo: $(STAMP) ## the two-minute tour; MODEL=path serves your model, ARGS="..." 
 	@$(PY) -m sglang_jenga.demo $(if $(MODEL),--model "$(MODEL)") -- $(ARGS)
 
 test: $(STAMP) $(ROUTER) $(BROWSER) ## the CPU test set
-	@$(PY) -m pytest -m "not gpu" $(ARGS)
+	@$(PY) -m pytest -m "not gpu" $(SIDE_BY_SIDE) $(ARGS)
 	@if [ -e /dev/nvidiactl ]; then why="this is the CPU set: make test-gpu runs them here"; \
 		else why="this machine has no NVIDIA device (/dev/nvidiactl is missing)"; fi; \
 		echo "GPU tests (tests/gpu): not run, $$why."; \
 		echo "Full identity matrix: not run, only its subset; all of it: make identity."
+
+test-fast: $(STAMP) ## what is done in three minutes: no servers, nothing slow
+	@$(PY) -m pytest -m "not gpu and not server and not slow" $(SIDE_BY_SIDE) $(ARGS)
 
 test-gpu: $(STAMP) ## kernels and a server on CUDA; reports "not run" elsewhere
 	@$(PY) -m pytest -m gpu tests/gpu $(ARGS)

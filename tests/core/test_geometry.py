@@ -115,9 +115,9 @@ def test_every_model_plans_in_under_50_ms_at_every_page_size(model, page_tokens)
     kinds = model_kinds(model)
     took = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # of this process: others may share its core
         plan = plan_arena(kinds, arena_bytes=80 * GIB, page_tokens=page_tokens)
-        took.append(time.perf_counter() - start)
+        took.append(time.process_time() - start)
     assert min(took) < 0.050
     for kind in plan.kinds:
         assert kind.slots_per_small_page == (page_tokens if kind.spec.policy.PAGED_BY_TOKENS else 1)

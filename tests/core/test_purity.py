@@ -3,9 +3,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import sglang_jenga
@@ -39,10 +39,16 @@ def test_the_planner_modules_load_no_tensor_library_and_no_engine():
     assert not [name for name in modules if name.split(".")[0] in FORBIDDEN]
 
 
+def children_seconds() -> float:
+    """Processor time of the processes that ended: what else runs on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_planner_modules_import_in_under_300_ms():
     took = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = children_seconds()
         loaded_after(f"import {', '.join(MODULES)}")
-        took.append(time.perf_counter() - start)
+        took.append(children_seconds() - start)
     assert min(took) < 0.3

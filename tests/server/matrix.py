@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,15 @@ class Family:
     work_dir: Path
 
 
+@contextmanager
+def _alone(work_dir: Path, name: str) -> Iterator[None]:
+    """Processes of one test run build and record the same files: one at a time."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (work_dir / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_checkpoint(name: str, work_dir: Path) -> Path:
     """Build the tiny checkpoint of a family where it does not exist yet."""
     checkpoint = work_dir / "checkpoints" / name
@@ -49,8 +60,9 @@ def build_checkpoint(name: str, work_dir: Path) -> Path:
 
 def prepare(name: str, work_dir: Path) -> Family:
     """Build the checkpoint and the adapter where they do not exist yet."""
-    checkpoint = build_checkpoint(name, work_dir)
-    adapter = build_adapter(checkpoint, work_dir / "adapters" / name)
+    with _alone(work_dir, name):
+        checkpoint = build_checkpoint(name, work_dir)
+        adapter = build_adapter(checkpoint, work_dir / "adapters" / name)
     return Family(name=name, checkpoint=checkpoint, adapter=adapter, work_dir=work_dir)
 
 
@@ -63,6 +75,12 @@ def _workload() -> str:
 
 
 def reference_of(family: Family, name: str, scenarios: Iterable[str]) -> Reference:
+    """:func:`_reference_of`, one process at a time."""
+    with _alone(family.work_dir, f"{family.name}-{name}"):
+        return _reference_of(family, name, scenarios)
+
+
+def _reference_of(family: Family, name: str, scenarios: Iterable[str]) -> Reference:
     """Stock answers to everything that ``scenarios`` compare with, recorded now if need be.
 
     Raises:

@@ -11,41 +11,39 @@ import pytest
 
 from server import prompts
 from server.client import Answer, Client, Request
-from server.launch import serving
-from server.matrix import prepare
-from server.variants import jenga_spec, variant
+from server.pool import ServerPool, group_of
 
 
 @pytest.mark.server
-def test_a_server_explains_the_hits_of_its_requests(pytestconfig: pytest.Config) -> None:
-    family = prepare("gemma3", pytestconfig.rootpath / "build" / "identity")
-    spec = jenga_spec(variant("tight", family.name), family.name, family.checkpoint, family.adapter)
-    with serving(spec, family.work_dir / "logs" / "test-explain.log") as server:
-        client = Client(server.url)
-        client.map(client.generate, prompts.GROWING, concurrency=8)  # fills the arena
+@pytest.mark.xdist_group(group_of("gemma3", "tight"))
+def test_a_server_explains_the_hits_of_its_requests(pool: ServerPool) -> None:
+    server = pool.get("gemma3", "tight").server
+    client = Client(server.url)
+    assert client.flush(wait_seconds=20)
+    client.map(client.generate, prompts.GROWING, concurrency=8)  # fills the arena
 
-        def ask(item: tuple[int, Request]) -> Answer:
-            return client.generate(item[1], rid=f"mixed-{item[0]}")
+    def ask(item: tuple[int, Request]) -> Answer:
+        return client.generate(item[1], rid=f"mixed-{item[0]}")
 
-        answers = client.map(ask, list(enumerate(prompts.MIXED)), concurrency=8)
-        hits = client.arena()["hits"]
-        reports = [hits["reports"][f"mixed-{i}"] for i in range(len(answers))]
-        for report, answer in zip(reports, answers, strict=True):
-            if not answer.retractions:  # another start may find more or less
-                assert report["hit_tokens"] == answer.cached_tokens, report
-            assert report["hit_tokens"] == report["tokens_by_kind"]["window"]
-            assert (report["cut_by"] is None) == (
-                report["hit_tokens"] == report["full_only_tokens"]
-            ), report
-        assert any(report["hit_tokens"] for report in reports)
-        assert hits["full_only_tokens"] - hits["hit_tokens"] == sum(hits["cut_tokens"].values())
+    answers = client.map(ask, list(enumerate(prompts.MIXED)), concurrency=8)
+    hits = client.arena()["hits"]
+    reports = [hits["reports"][f"mixed-{i}"] for i in range(len(answers))]
+    for report, answer in zip(reports, answers, strict=True):
+        if not answer.retractions:  # another start may find more or less
+            assert report["hit_tokens"] == answer.cached_tokens, report
+        assert report["hit_tokens"] == report["tokens_by_kind"]["window"]
+        assert (report["cut_by"] is None) == (report["hit_tokens"] == report["full_only_tokens"]), (
+            report
+        )
+    assert any(report["hit_tokens"] for report in reports)
+    assert hits["full_only_tokens"] - hits["hit_tokens"] == sum(hits["cut_tokens"].values())
 
-        told = _explain(server.url, "--token-ids", ",".join(map(str, prompts.words(1, 90))))
-        assert "hit 0 of 89 tokens" in told.splitlines()[0]
-        assert "from token 0 on: not known to the cache" in told
-        again = json.loads(_explain(server.url, "--rid", "mixed-3", "--format", "json"))
-        assert again == reports[3]
-        assert "full attention alone had" in _explain(server.url, "--last", "3")
+    told = _explain(server.url, "--token-ids", ",".join(map(str, prompts.words(1, 90))))
+    assert "hit 0 of 89 tokens" in told.splitlines()[0]
+    assert "from token 0 on: not known to the cache" in told
+    again = json.loads(_explain(server.url, "--rid", "mixed-3", "--format", "json"))
+    assert again == reports[3]
+    assert "full attention alone had" in _explain(server.url, "--last", "3")
 
 
 def _explain(url: str, *args: str) -> str:

@@ -7,8 +7,6 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,8 @@ import requests
 
 from server import prompts
 from server.client import Client
-from server.launch import RunningServer, serving
-from server.matrix import prepare
-from server.variants import jenga_spec, variant
+from server.launch import RunningServer
+from server.pool import ServerPool, group_of
 
 PREFIX = "sglang:jenga_"
 SAMPLE = re.compile(r"(sglang:\w+)(?:{(.*)})? (\S+)")
@@ -28,16 +25,14 @@ LABEL = re.compile(r'(\w+)="([^"]*)"')
 #: Labels that SGLang's scheduler metrics carry.
 SHARED = {"model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank"}
 
+TIGHT = pytest.mark.xdist_group(group_of("gemma3", "tight"))
+
 Scrape = dict[str, dict[tuple[str, ...], float]]
 
 
-@pytest.fixture(scope="module")
-def server(pytestconfig: pytest.Config) -> Iterator[RunningServer]:
-    family = prepare("gemma3", pytestconfig.rootpath / "build" / "identity")
-    spec = jenga_spec(variant("tight", family.name), family.name, family.checkpoint, family.adapter)
-    spec = replace(spec, flags=(*spec.flags, "--enable-metrics", "--decode-log-interval", "5"))
-    with serving(spec, family.work_dir / "logs" / "test-metrics.log") as started:
-        yield started
+@pytest.fixture
+def server(pool: ServerPool) -> RunningServer:
+    return pool.get("gemma3", "tight").server
 
 
 def text(server: RunningServer) -> str:
@@ -90,7 +85,22 @@ def settled(server: RunningServer) -> tuple[Scrape, dict[str, Any]]:
         assert time.monotonic() < deadline, (found["large_pages"], before["large_pages_free"])
 
 
+def retract_somebody(client: Client) -> None:
+    """One body with many prompts that grow together past the arena: they start at once, however
+    slowly the machine sends requests. Each is admitted for a part of its answer."""
+    many = {
+        "input_ids": [list(prompts.words(9000 + i, 20)) for i in range(24)],
+        "sampling_params": {"temperature": 0.0, "max_new_tokens": 200, "ignore_eos": True},
+    }
+    for _ in range(5):
+        client.post("/generate", many)
+        if client.arena()["retractions"]:
+            return
+
+
 @pytest.mark.server
+@TIGHT
+@pytest.mark.fresh_server
 def test_metrics_are_there_before_the_first_request(server: RunningServer) -> None:
     found, info = settled(server)
     equations(found)
@@ -99,6 +109,7 @@ def test_metrics_are_there_before_the_first_request(server: RunningServer) -> No
 
 
 @pytest.mark.server
+@TIGHT
 def test_metrics_of_a_loaded_server_only_grow_and_equal_server_info_once_idle(
     server: RunningServer,
 ) -> None:
@@ -116,6 +127,7 @@ def test_metrics_of_a_loaded_server_only_grow_and_equal_server_info_once_idle(
     try:
         client.map(client.generate, prompts.GROWING, concurrency=16)
         client.map(client.generate, prompts.MIXED, concurrency=32)
+        retract_somebody(client)
     finally:
         done.set()
         watcher.join()
@@ -155,6 +167,7 @@ def test_metrics_of_a_loaded_server_only_grow_and_equal_server_info_once_idle(
 
 
 @pytest.mark.server
+@TIGHT
 def test_sglangs_own_gauges_agree_with_the_arena(server: RunningServer) -> None:
     """After the load above. SGLang publishes its own when a server goes idle, then each 30 s."""
     found, info = settled(server)
@@ -178,6 +191,7 @@ def test_sglangs_own_gauges_agree_with_the_arena(server: RunningServer) -> None:
 
 
 @pytest.mark.server
+@TIGHT
 def test_a_flush_is_seen_at_once(server: RunningServer) -> None:
     assert Client(server.url).flush(wait_seconds=20)
     found, info = settled(server)
@@ -186,6 +200,7 @@ def test_a_flush_is_seen_at_once(server: RunningServer) -> None:
 
 
 @pytest.mark.server
+@TIGHT
 def test_every_metric_of_the_dashboard_is_live(
     server: RunningServer, pytestconfig: pytest.Config
 ) -> None:
@@ -215,23 +230,26 @@ OURS = _names()
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("granite_hybrid", {"full", "state"}), ("mllama", {"full", "cross"})]
+    ("name", "kinds"),
+    [
+        pytest.param(name, kinds, marks=pytest.mark.xdist_group(group_of(name, "tight")))
+        for name, kinds in (
+            ("granite_hybrid", {"full", "state"}),
+            ("mllama", {"full", "cross"}),
+        )
+    ],
 )
-def test_other_kinds_have_the_same_metrics(
-    name: str, kinds: set[str], pytestconfig: pytest.Config
-) -> None:
-    family = prepare(name, pytestconfig.rootpath / "build" / "identity")
-    spec = jenga_spec(variant("tight", name), name, family.checkpoint, family.adapter)
-    spec = replace(spec, flags=(*spec.flags, "--enable-metrics"))
-    with serving(spec, family.work_dir / "logs" / f"test-metrics-{name}.log") as started:
-        client = Client(started.url)
-        client.map(client.generate, prompts.MIXED[:16], concurrency=8)
-        found, info = settled(started)
-        equations(found)
-        assert {kind for kind, _ in found["large_pages"]} == kinds | {"none"}
-        assert set(info["waits"]) == kinds and set(info["evicted_slots"]) == kinds
-        assert found["started_requests_total"][()] == info["hits"]["requests"] >= 16
-        assert found["bytes"]["full", "cached"] > 0
-        usages = re.findall(r"arena usage: ([\d.]+)", started.log_since())
-        assert usages and max(map(float, usages)) > 0
-        assert not started.trouble_since()
+def test_other_kinds_have_the_same_metrics(name: str, kinds: set[str], pool: ServerPool) -> None:
+    server = pool.get(name, "tight").server
+    client = Client(server.url)
+    before = client.arena()["hits"]["requests"]
+    client.map(client.generate, prompts.MIXED[:16], concurrency=8)
+    found, info = settled(server)
+    equations(found)
+    assert {kind for kind, _ in found["large_pages"]} == kinds | {"none"}
+    assert set(info["waits"]) == kinds and set(info["evicted_slots"]) == kinds
+    assert found["started_requests_total"][()] == info["hits"]["requests"] >= before + 16
+    assert found["bytes"]["full", "cached"] > 0
+    usages = re.findall(r"arena usage: ([\d.]+)", server.log_since())
+    assert usages and max(map(float, usages)) > 0
+    assert not server.trouble_since()

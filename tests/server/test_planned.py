@@ -11,7 +11,7 @@ import pytest
 
 from server.client import Client
 from server.launch import serving
-from server.matrix import build_checkpoint
+from server.matrix import prepare
 from server.planned import booted, differences, settings_of, spec_of
 
 
@@ -22,7 +22,7 @@ def test_a_server_builds_the_arena_that_was_planned(pytestconfig: pytest.Config)
     ``benchmark/plan`` does the same for every tested family.
     """
     work_dir = pytestconfig.rootpath / "build" / "identity"
-    checkpoint = build_checkpoint("gemma4", work_dir)
+    checkpoint = prepare("gemma4", work_dir).checkpoint
     flags = settings_of("gemma4")["page16"].plan
     command = [sys.executable, "-m", "sglang_jenga.cli", "plan", str(checkpoint), *flags]
     printed = subprocess.run(

@@ -21,62 +21,56 @@ import pytest
 
 from server import prompts
 from server.client import Client
-from server.launch import serving
-from server.matrix import prepare
-from server.variants import jenga_spec, variant
+from server.pool import ServerPool, group_of
 
 _COMMAND = [sys.executable, "-m", "sglang_jenga.cli"]
 
 
 @pytest.mark.server
-def test_top_and_map_show_a_server_under_load(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    family = prepare("gemma3", pytestconfig.rootpath / "build" / "identity")
-    spec = jenga_spec(variant("tight", family.name), family.name, family.checkpoint, family.adapter)
-    with serving(spec, family.work_dir / "logs" / "test-top.log") as server:
-        client = Client(server.url)
-        mark = server.log_size()
-        stop = threading.Event()
+@pytest.mark.xdist_group(group_of("gemma3", "tight"))
+def test_top_and_map_show_a_server_under_load(pool: ServerPool, tmp_path: Path) -> None:
+    server = pool.get("gemma3", "tight").server
+    client = Client(server.url)
+    mark = server.log_size()
+    stop = threading.Event()
 
-        def load() -> None:
-            while not stop.is_set():
-                client.map(client.generate, prompts.GROWING, concurrency=16)
+    def load() -> None:
+        while not stop.is_set():
+            client.map(client.generate, prompts.GROWING, concurrency=16)
 
-        busy = threading.Thread(target=load)
-        busy.start()
-        try:
-            kept = tmp_path / "arena.jsonl"
-            page = tmp_path / "map.html"
-            shown = _live(server.url)
-            under_load = _json("top", server.url, "--frames", "4", "--interval", "1")
-            record = ("--record", str(kept), "-o", str(page), "--samples", "6", "--interval", "0.5")
-            _run("map", server.url, *record)
-        finally:
-            stop.set()
-            busy.join()
-        assert "window" in shown and "running" in shown and "\x1b[?1049l" in shown
-        _check_load(under_load)
-        snapshots = [json.loads(line)["schedulers"][0] for line in kept.read_text().splitlines()]
-        for snapshot in snapshots:
-            _check_map(snapshot["state"]["jenga"])
-        assert (
-            len({snapshot["state"]["jenga"]["large_page_map"]["cells"] for snapshot in snapshots})
-            > 1
-        )
-        assert page.read_text("utf-8").count('"unix_seconds"') == 6
+    busy = threading.Thread(target=load)
+    busy.start()
+    try:
+        kept = tmp_path / "arena.jsonl"
+        page = tmp_path / "map.html"
+        shown = _live(server.url)
+        under_load = _json("top", server.url, "--frames", "4", "--interval", "1")
+        record = ("--record", str(kept), "-o", str(page), "--samples", "6", "--interval", "0.5")
+        _run("map", server.url, *record)
+    finally:
+        stop.set()
+        busy.join()
+    assert "window" in shown and "running" in shown and "\x1b[?1049l" in shown
+    _check_load(under_load)
+    snapshots = [json.loads(line)["schedulers"][0] for line in kept.read_text().splitlines()]
+    for snapshot in snapshots:
+        _check_map(snapshot["state"]["jenga"])
+    assert (
+        len({snapshot["state"]["jenga"]["large_page_map"]["cells"] for snapshot in snapshots}) > 1
+    )
+    assert page.read_text("utf-8").count('"unix_seconds"') == 6
 
-        # At rest nothing moves: the frame, the page and the server's own numbers are the same.
-        _wait_until_idle(client)
-        (view,) = _json("top", server.url, "--once")["schedulers"]
-        arena = client.arena()
-        assert (
-            view["running_requests"] == 0 and view["large_pages_free"] == arena["large_pages_free"]
-        )
-        for kind, told in zip(view["kinds"], arena["kinds"], strict=True):
-            assert kind["held_bytes"] == 0 == told["slots_held"]
-            assert kind["cached_bytes"] == told["slots_cached"] * told["slot_bytes"]
-        assert "\x1b" not in _run("top", server.url, "--once")
-        assert not server.trouble_since(mark)
-        _measure(server.url)
+    # At rest nothing moves: the frame, the page and the server's own numbers are the same.
+    _wait_until_idle(client)
+    (view,) = _json("top", server.url, "--once")["schedulers"]
+    arena = client.arena()
+    assert view["running_requests"] == 0 and view["large_pages_free"] == arena["large_pages_free"]
+    for kind, told in zip(view["kinds"], arena["kinds"], strict=True):
+        assert kind["held_bytes"] == 0 == told["slots_held"]
+        assert kind["cached_bytes"] == told["slots_cached"] * told["slot_bytes"]
+    assert "\x1b" not in _run("top", server.url, "--once")
+    assert not server.trouble_since(mark)
+    _measure(server.url)
 
 
 def _run(*args: str) -> str:

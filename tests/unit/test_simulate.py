@@ -326,7 +326,6 @@ def test_a_plain_trace_is_replayed_without_torch_and_without_sglang() -> None:
 
 
 def test_a_picture_is_drawn_the_same_each_time(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     from sglang_jenga.simulate.plot import draw
 
     report = run(trace_of(*[(900, 20)] * 30), model="gemma3-27b", kv_bytes=2 * GIB)

@@ -325,7 +325,7 @@ class Terminal:
         """To the command, not to its shell."""
         os.killpg(os.tcgetpgrp(self.leader), number)
 
-    def until(self, *wanted: str, seconds: float = 20.0) -> str:
+    def until(self, *wanted: str, seconds: float = 60.0) -> str:
         """What was written from now on, once it has all of ``wanted``."""
         self.screen = ""
         deadline = time.monotonic() + seconds
@@ -342,14 +342,14 @@ class Terminal:
     def ended(self) -> int:
         """The exit status; the screen has what came last."""
         self.screen = ""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.process.poll() is None and time.monotonic() < deadline:
             self._read(0.05)
         self._read(0.05)
         return self.process.wait(1)
 
     def until_keyboard_is_back(self) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while termios.tcgetattr(self.follower) != self.before:
             assert time.monotonic() < deadline, "the keyboard's modes were not given back"
             time.sleep(0.01)
@@ -357,7 +357,7 @@ class Terminal:
     def until_stopped(self) -> None:
         """It gives the keyboard back before it stops; what comes between would be lost."""
         command = ["ps", "-o", "stat=", "-p", str(os.tcgetpgrp(self.leader))]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not subprocess.run(command, capture_output=True, text=True).stdout.startswith("T"):
             assert time.monotonic() < deadline, "the command did not stop"
             time.sleep(0.01)
