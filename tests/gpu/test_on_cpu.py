@@ -178,6 +178,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_sglang_triton_kernels_read_arena_views_in_the_interpreter() -> None:
     """Equal to float64 within float32, equal to contiguous pools to the bit, NaN around them."""
     requests = [

@@ -36,6 +36,7 @@ def findings(
     return status, {found["check"]: found for found in report["findings"]}
 
 
+@pytest.mark.slow
 def test_this_environment_can_serve_and_the_resolved_command_line_is_accepted(
     tiny_gemma3: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,6 +47,7 @@ def test_this_environment_can_serve_and_the_resolved_command_line_is_accepted(
     assert str(tiny_gemma3) in found["command line"]["says"][0]
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_left_out_fails_in_every_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

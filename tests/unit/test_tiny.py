@@ -230,6 +230,7 @@ class TestTokenizer:
         assert json.loads(answer) == {"name": "\u00e9t\u00e9", "n": 4096}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 class TestOutputs:
     def test_greedy_output_is_varied_and_decided_by_clear_margins(self, family, answer):
