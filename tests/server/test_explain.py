@@ -12,6 +12,7 @@ import pytest
 from server import prompts
 from server.client import Answer, Client, Request
 from server.pool import ServerPool, group_of
+from sglang_jenga.core.request_digest import request_digest
 
 
 @pytest.mark.server
@@ -27,7 +28,8 @@ def test_a_server_explains_the_hits_of_its_requests(pool: ServerPool) -> None:
 
     answers = client.map(ask, list(enumerate(prompts.MIXED)), concurrency=8)
     hits = client.arena()["hits"]
-    reports = [hits["reports"][f"mixed-{i}"] for i in range(len(answers))]
+    reports = [hits["reports"][request_digest(f"mixed-{i}")] for i in range(len(answers))]
+    assert "mixed-" not in json.dumps(hits), "ids are not told"
     for report, answer in zip(reports, answers, strict=True):
         if not answer.retractions:  # another start may find more or less
             assert report["hit_tokens"] == answer.cached_tokens, report

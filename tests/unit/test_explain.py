@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from sink_window.policy import SinkWindow
 from image_machine import ImageMachine, picture
 from machine import Machine, make_kinds
 from sglang_jenga.core.policies import Chunked, TokenPolicy, Window
+from sglang_jenga.core.request_digest import request_digest
 from sglang_jenga.sglang_ext.explain import KEPT_REPORTS, HitReport
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import GRID_TOKENS, StateMachine, caching_strategy, state_kinds
@@ -33,7 +35,7 @@ def serve(m: Machine, prompt: list[int], **kwargs: int) -> HitReport:
     req = m.prefill(prompt, **kwargs)
     m.decode([req])
     m.finish(req)
-    return m.tree.hits._reports[req.rid]
+    return m.tree.hits._reports[request_digest(req.rid)]
 
 
 def evict_windows(m: Machine, cause: str) -> None:
@@ -179,3 +181,19 @@ def test_the_log_keeps_the_last_requests_only() -> None:
         serve(m, PROMPT)
     assert m.tree.hits.requests == KEPT_REPORTS + 5
     assert len(m.tree.hits.as_dict()["reports"]) == KEPT_REPORTS
+
+
+def test_ids_are_neither_kept_nor_told_to_others_however_long_they_are() -> None:
+    """Reports are read by whoever may read ``/server_info``; a cause names another's request."""
+    m = machine(large_pages=330)
+    secret = "\x1b]0;secret\x07" + "x" * 2_000_000
+    m._names = (f"{secret}{index}" for index in range(100))  # type: ignore[assignment]
+    for start in range(0, 800, 100):
+        serve(m, list(range(start, start + 90)), chunk=32)
+    report = serve(m, list(range(0, 90)))
+    assert report.rid == request_digest(f"r{secret}8")
+    assert report.rest_evicted_by is not None
+    told = json.dumps(m.tree.hits.as_dict())
+    assert len(m.tree.hits.as_dict()["reports"]) == 9
+    assert len(told) < 9 * 1000 and "secret" not in told and "\\u001b" not in told
+    assert m.arena.candidate == report.rid, "what causes are made of"

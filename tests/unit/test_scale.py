@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sglang_jenga.core.request_digest import request_digest
 from sglang_jenga.demo.load import Asked, Load, drive, system_prompt
 from sglang_jenga.demo.router import Router, default_python, router_version
 from sglang_jenga.demo.scale import parse
@@ -125,7 +126,7 @@ def counts(requests: int, *rids: str) -> Counts:
         requests=requests,
         prompt_tokens=10 * requests,
         hit_tokens=4 * requests,
-        rids=frozenset(rids),
+        rids=frozenset(map(request_digest, rids)),
     )
 
 
@@ -161,19 +162,19 @@ def test_what_a_killed_server_lost_is_told_apart_from_what_others_lost() -> None
     assert killed is not None
     assert (killed.running, killed.running_there) == (4, 1)
     assert len(killed.lost) == 4
-    assert killed.lost_elsewhere == ("b",)
+    assert killed.lost_elsewhere == (request_digest("b"),)
     assert killed.lost_after == ("name of ",)
 
 
 def test_a_request_that_a_living_server_began_and_nobody_got_is_lost_elsewhere() -> None:
     """Also where its id never reached the client."""
     killed = report([attempt("a", 0, 9), attempt("", 0, 5.1, "lost")], 5.0).killed
-    assert killed is not None and killed.lost_elsewhere == ("b",)
+    assert killed is not None and killed.lost_elsewhere == (request_digest("b"),)
 
 
 def test_counts_are_of_the_load_and_leave_out_health_checks_and_what_was_before() -> None:
     reports = {
-        "HEALTH_CHECK_1": {"prompt_tokens": 0, "hit_tokens": 0},
+        request_digest("HEALTH_CHECK_1"): {"prompt_tokens": 0, "hit_tokens": 0},
         "warm-up": {"prompt_tokens": 7, "hit_tokens": 1},
         "a": {"prompt_tokens": 40, "hit_tokens": 0},
         "b": {"prompt_tokens": 60, "hit_tokens": 39},

@@ -13,6 +13,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from machine import Machine, make_kinds
 from scheduler import Loop
 from sglang_jenga.core.policies import Window
+from sglang_jenga.core.request_digest import request_digest
 from sglang_jenga.sglang_ext import starvation
 from sglang_jenga.sglang_ext.retraction import retract_the_last_too
 from sglang_jenga.sglang_ext.starvation import NO_KIND
@@ -140,7 +141,8 @@ def test_the_last_request_that_goes_back_to_the_queue_is_told_from_one_that_is_g
 ) -> None:
     """SGLang's own line calls both an abort."""
     m = windowed()
-    req = m.request([1, 2, 3], name="last")
+    req = m.request([1, 2, 3], name="\x1b]0;last")
+    digest = request_digest(req.rid)
     batch = m.batch([], ForwardMode.DECODE)
     m.arena.starvation.note_shortage(m.arena, m.tree, [5, 5])
 
@@ -151,12 +153,14 @@ def test_the_last_request_that_goes_back_to_the_queue_is_told_from_one_that_is_g
     assert retract_the_last_too(out_of_memory(), batch)[0] == [req]
     first, second = lines(log)
     assert "1 request retracted, starving kind: window" in first
-    assert second == "Jenga: request last is not aborted, it goes back to the queue"
+    assert second == f"Jenga: request {digest} is not aborted, it goes back to the queue"
     log.clear()
     m.arena.starvation.note_shortage(m.arena, m.tree, [5, 5])
     assert retract_the_last_too(out_of_memory(), batch)[2] == [req]
     (line,) = lines(log)
-    assert line.startswith("Jenga: out of memory, request last aborted, starving kind: window (")
+    assert line.startswith(
+        f"Jenga: out of memory, request {digest} aborted, starving kind: window ("
+    )
     assert "large pages free" in line
     assert m.arena.starvation.retractions.total() == 1
 

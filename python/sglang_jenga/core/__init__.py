@@ -21,5 +21,5 @@ Modules: ``policies`` (what a kind needs), ``kinds`` (what it stores), ``geometr
 cut), ``plan`` (the result), ``capacity`` (what requests cost on it), ``demand`` (what a server sets
 aside for them), ``model_kinds`` (layers sorted into kinds), ``sizing`` (from kinds and bytes to a
 server's arena), ``configs`` (kinds from a config.json), ``managers`` (what other KV managers hold),
-``catalog`` (published geometries), ``errors``.
+``catalog`` (published geometries), ``request_digest`` (what is kept of a request's id), ``errors``.
 """

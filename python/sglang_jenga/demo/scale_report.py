@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from sglang_jenga.core.request_digest import HEALTH_CHECK, request_digest
 from sglang_jenga.demo.load import Asked, Load
 
 SCHEMA = 1
 #: A scheduler remembers its last 128 requests, health checks among them.
 MOST_REQUESTS = 100
-#: How SGLang names them.
-_HEALTH_CHECK = "HEALTH_CHECK"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What one scheduler started of a load. rids: ids of those requests.
+    """What one scheduler started of a load. rids: digests of the ids of those requests.
 
     Taken from its reports, not from its sums: health checks are requests too.
     """
@@ -30,11 +29,11 @@ class Counts:
 
     @classmethod
     def of(cls, hits: Mapping[str, Any], before: frozenset[str] = frozenset()) -> Self:
-        """``hits``: that entry of a scheduler's snapshot. ``before``: ids that it had already."""
+        """``hits``: that entry of a scheduler's snapshot. ``before``: digests it had already."""
         reports = {
             rid: report
             for rid, report in hits["reports"].items()
-            if rid not in before and not rid.startswith(_HEALTH_CHECK)
+            if rid not in before and not rid.startswith(HEALTH_CHECK)
         }
         return cls(
             requests=len(reports),
@@ -61,7 +60,7 @@ class Killed:
 
     at_seconds: the moment, on the clock of the requests.
     running: requests under way then, on any server. running_there: those of them that the killed
-    server is known to have started. lost: attempts without an answer. lost_elsewhere: ids of
+    server is known to have started. lost: attempts without an answer. lost_elsewhere: digests of
     requests that a server started which lives, and that got no answer. lost_after: lost attempts
     that began after the kill, which the router should have sent to a server that lives.
     """
@@ -138,14 +137,14 @@ class Report:
 def _killed(
     asked: Sequence[Asked], alive: frozenset[str], dead: frozenset[str], at_seconds: float
 ) -> Killed:
-    """``alive``, ``dead``: ids that the servers started which live, and the one that does not."""
+    """``alive``, ``dead``: digests of what was started by servers that live, and by the dead one."""
     lost = [one for one in asked if one.error]
     running = [one for one in asked if one.began_seconds <= at_seconds < one.ended_seconds]
-    answered = {one.rid for one in asked if not one.error}
+    answered = {request_digest(one.rid) for one in asked if not one.error}
     return Killed(
         at_seconds=at_seconds,
         running=len(running),
-        running_there=sum(one.rid in dead for one in running),
+        running_there=sum(request_digest(one.rid) in dead for one in running),
         lost=tuple(one.name for one in lost),
         lost_elsewhere=tuple(sorted(alive - answered)),
         lost_after=tuple(one.name for one in lost if one.began_seconds > at_seconds),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
 from sglang_jenga.core.policies import LiveSlots, Policy, State
+from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.model_kinds import CROSS
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Walk:
 class HitReport:
     """Why the hit of one request has its length. Lengths in tokens.
 
+    rid: the digest of the request's id; ids are neither kept nor told to others.
     full_only_tokens: what the hit would have been if full attention were the only kind.
     tokens_by_kind: what each kind alone would have allowed, of that.
     cut_by: the kind that allowed least, None: the hit is all that full attention has.
@@ -141,7 +143,7 @@ class HitLog:
         setattr(req, WALK, None)
         if req.retraction_count:
             return
-        report = self._report(str(req.rid), walk, root)
+        report = self._report(digest_of(req), walk, root)
         self._reports[report.rid] = report
         if len(self._reports) > KEPT_REPORTS:
             self._reports.popitem(last=False)
@@ -163,7 +165,7 @@ class HitLog:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: sums, and reports by request id, oldest first."""
+        """JSON-ready: sums, and reports by the digests of requests' ids, oldest first."""
         reports = {rid: asdict(report) for rid, report in self._reports.items()}
         return {**self.sums(), "reports": reports}
 

@@ -17,6 +17,7 @@ from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import Policy, TokenPolicy
+from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, note_piece
@@ -92,7 +93,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         req = params.req
         if req is None:
             return result
-        self._arena.candidate = str(req.rid)
+        self._arena.candidate = digest_of(req)
         images = 0
         if self._arena.cross_kind is not None:
             images = image_tokens_of(req)
@@ -105,7 +106,7 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def note_start(self, req: Req) -> None:
         """``req`` starts to run on the prefix that it matched last."""
-        self._arena.starvation.note_start(str(req.rid))
+        self._arena.starvation.note_start(digest_of(req))
         if not self.disable:
             self.hits.note_start(req, self.tree_core.root_node)
 

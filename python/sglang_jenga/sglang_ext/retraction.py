@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def retract_the_last_too(result: Retraction, batch: ScheduleBatch) -> Retraction
         req.to_finish = None
         aborted.remove(req)
         retracted.append(req)
-        kept.append(str(req.rid))
+        kept.append(digest_of(req))
     arena.starvation.note_retraction(
-        [str(req.rid) for req in retracted],
+        [digest_of(req) for req in retracted],
         kept,
-        [str(req.rid) for req in aborted if _out_of_memory(req)],
+        [digest_of(req) for req in aborted if _out_of_memory(req)],
     )
     return retracted, new_token_ratio, aborted
 

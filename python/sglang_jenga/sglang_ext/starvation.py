@@ -73,7 +73,7 @@ class Starvation:
     def note_refusal(
         self, allocator: ArenaAllocatorBase, tree_cache: Any, small_pages: Sequence[int], rid: str
     ) -> None:
-        """Request ``rid`` has to wait: ``small_pages`` more per kind would not fit.
+        """A request, by the digest of its id, has to wait: ``small_pages`` more would not fit.
 
         An empty ``rid``: a prompt that is half-way through waits for its next chunk.
         """
@@ -97,7 +97,7 @@ class Starvation:
         )
 
     def note_start(self, rid: str) -> None:
-        """Request ``rid`` waits no longer."""
+        """This request, by the digest of its id, waits no longer."""
         self._waiting.pop(rid, None)
 
     # ---- decoding --------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class Starvation:
     def note_retraction(
         self, retracted: Sequence[str], kept: Sequence[str], aborted: Sequence[str]
     ) -> None:
-        """SGLang has retracted requests; all by ``rid``.
+        """SGLang has retracted requests; all by the digests of their ids.
 
         kept: those of ``retracted`` that SGLang meant to abort (its log says so) and that go back
         to the queue instead. aborted: given up for want of memory.

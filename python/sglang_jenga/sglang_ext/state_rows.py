@@ -27,6 +27,7 @@ from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.memory import Sparing
+from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 from sglang_jenga.sglang_ext.states import SINK_SLOT, ArenaStatePool, ArenaStateSlots, StateLayers
 
@@ -121,7 +122,7 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
             index = req.kv.mamba_next_track_idx
             if not req.kv.mamba_ping_pong_empty[index] or not self._is_worth_a_snapshot(req):
                 continue
-            cause = f"request {req.rid} left a state at the end of its prompt"
+            cause = f"request {digest_of(req)} left a state at the end of its prompt"
             demand = arena.demand_of(pages, 1)
             if arena.reclaim(self._tree_cache, demand, cause=cause, sparing=Sparing.SHARED):
                 _put(req, index, int(arena.core.take(kind, 1)[0]))
