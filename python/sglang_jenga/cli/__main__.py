@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
+from sglang_jenga.cli.printable import printable_lines
 from sglang_jenga.cli.server import ServerError
 from sglang_jenga.core.errors import ConfigError
 
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``run(args)``, which returns the text to print, or the text and an exit status.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # names in any alphabet, on terminals with only one
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="sglang-jenga", description="Memory of hybrid models on SGLang: plan it, look into it."
     )
@@ -54,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = module.run(args)
         text, status = result if isinstance(result, tuple) else (result, 0)
+        text = printable_lines(text)
         output = getattr(args, "output", None)
         if output is not None:
             output.write_text(text + "\n", encoding="utf-8")
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"sglang-jenga {args.command}: {error}", file=sys.stderr)
+        print(f"sglang-jenga {args.command}: {printable_lines(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from math import isfinite
 from pathlib import Path
 
 from sglang_jenga.cli.server import Server
@@ -24,13 +25,32 @@ def add_server(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     )
     parser.add_argument("--api-key", help="of the server, if it has one")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)"
+        "--timeout",
+        type=seconds,
+        default=60.0,
+        help="seconds to wait for the whole answer (%(default)s)",
     )
 
 
 def server_of(args: argparse.Namespace) -> Server:
     """The server that :func:`add_server` asked for."""
     return Server(args.url, api_key=args.api_key, timeout_seconds=args.timeout)
+
+
+def seconds(text: str) -> float:
+    """Type of an argument in seconds: more than none, at most a day."""
+    number = float(text)
+    if not (isfinite(number) and 0 < number <= 86_400):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 to 86,400")
+    return number
+
+
+def positive(text: str) -> int:
+    """Type of an argument that counts something."""
+    number = int(text)
+    if not 0 < number < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 2,147,483,647")
+    return number
 
 
 def size(text: str) -> int:

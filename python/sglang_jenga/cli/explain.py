@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sglang_jenga.cli.arguments import add_output, add_server, server_of
+from sglang_jenga.cli.arguments import add_output, add_server, positive, server_of
+from sglang_jenga.cli.printable import printable
 from sglang_jenga.cli.server import Server, ServerError
+from sglang_jenga.cli.server_shapes import EXPLAINED
+from sglang_jenga.core.request_digest import request_digest
 
 EXAMPLES = """examples:
   sglang-jenga explain localhost:30000 --prompt "Once upon a time"
@@ -24,6 +27,8 @@ A prompt is sent to the server, which computes it and one token: what it caches 
 """
 #: Columns of a bar.
 _WIDTH = 40
+#: Characters of a prompt: several times what the longest context holds.
+_MOST_PROMPT = 16 * 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--prompt", help="text to send")
     what.add_argument("--prompt-file", help="file with the text to send; - is standard input")
     what.add_argument("--token-ids", help="token ids to send, as 1,2,3")
-    what.add_argument("--rid", help="id of a request that was served lately")
-    what.add_argument("--last", type=int, metavar="N", help="the last N requests and the sums")
+    what.add_argument("--rid", help="id of a request that was served lately, or its digest")
+    what.add_argument("--last", type=positive, metavar="N", help="the last N requests and the sums")
     add_output(parser)
 
 
@@ -46,48 +51,75 @@ def run(args: argparse.Namespace) -> str:
     server = server_of(args)
     if args.last is not None:
         return _last(server, args.last, args.format)
-    rid = args.rid or _serve(server, args)
-    for arena in server.arenas():
-        report = _hits(arena)["reports"].get(rid)
+    rid = _serve(server, args) if args.rid is None else args.rid
+    digest = request_digest(rid)
+    for hits in _hits(server):
+        # Whoever has seen a digest (in a log line, in another report) asks by it; a server of an
+        # older version knows its requests by their ids.
+        report = hits["reports"].get(digest) or hits["reports"].get(rid)
         if report is not None:
             return json.dumps(report, indent=2) if args.format == "json" else describe(report)
     raise ServerError(
-        f"the server has no report of request {rid}: it keeps those of the last requests, and none "
-        "with --disable-radix-cache"
+        f"the server has no report of request {printable(rid, 100)} (digest {digest}): it keeps "
+        "those of the last requests, and none with --disable-radix-cache"
     )
 
 
-def _hits(arena: Mapping[str, Any]) -> Mapping[str, Any]:
-    hits: Mapping[str, Any] = arena["hits"]
-    return hits
+def _hits(server: Server) -> list[Mapping[str, Any]]:
+    """Of each scheduler."""
+    found = []
+    for rank, arena in enumerate(server.arenas()):
+        server.check(EXPLAINED, arena, "/server_info", f"internal_states[dp_rank={rank}].jenga")
+        found.append(arena["hits"])
+    return found
 
 
 def _serve(server: Server, args: argparse.Namespace) -> str:
+    """Send the prompt; the request's id. Nothing is sent to a server that is not one of ours."""
     rid = f"explain-{uuid.uuid4().hex}"
-    body: dict[str, Any] = {"rid": rid, "sampling_params": {"max_new_tokens": 1}}
-    if args.token_ids is not None:
-        try:
-            body["input_ids"] = [int(word) for word in args.token_ids.split(",")]
-        except ValueError as error:
-            raise ServerError(f"--token-ids takes numbers, as 1,2,3: {error}") from error
-    elif args.prompt is not None:
-        body["text"] = args.prompt
-    else:
-        body["text"] = _read(args.prompt_file)
+    body = {"rid": rid, "sampling_params": {"max_new_tokens": 1}, **_prompt(args)}
+    _hits(server)
     server.generate(body)
     return rid
 
 
+def _prompt(args: argparse.Namespace) -> dict[str, Any]:
+    if args.token_ids is not None:
+        return {"input_ids": [_token_id(word) for word in args.token_ids.split(",")]}
+    return {"text": _read(args.prompt_file) if args.prompt is None else args.prompt}
+
+
+def _token_id(word: str) -> int:
+    """One id. Which ones the model knows, the server says: it refuses the others."""
+    try:
+        token = int(word)
+    except ValueError:
+        token = -1
+    if not 0 <= token < 2**31:
+        raise ServerError(
+            f"--token-ids takes numbers from 0 to {2**31 - 1:,}, as 1,2,3: {printable(word, 40)!r} "
+            "is none"
+        )
+    return token
+
+
 def _read(name: str) -> str:
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if name == "-":
+            text = sys.stdin.read(_MOST_PROMPT + 1)
+        else:
+            with Path(name).open(encoding="utf-8") as file:
+                text = file.read(_MOST_PROMPT + 1)
+    except (OSError, ValueError) as error:  # no UTF-8, or no name of a file
         raise ServerError(f"--prompt-file {name} cannot be read: {error}") from error
+    if len(text) > _MOST_PROMPT:
+        raise ServerError(f"--prompt-file {name} has more than {_MOST_PROMPT:,} characters")
+    return text
 
 
 def _last(server: Server, number: int, form: str) -> str:
     kept = []
-    for hits in map(_hits, server.arenas()):
+    for hits in _hits(server):
         kept.append({**hits, "reports": dict(list(hits["reports"].items())[-number:])})
     if form == "json":
         return json.dumps(kept, indent=2)
@@ -118,20 +150,24 @@ def sums(hits: Mapping[str, Any]) -> str:
 def describe(report: Mapping[str, Any]) -> str:
     """One report, for people."""
     prompt, full = report["prompt_tokens"], report["full_only_tokens"]
-    lines = [f"request {report['rid']}: hit {report['hit_tokens']:,} of {prompt:,} tokens"]
-    rows = {"full": full, **report["tokens_by_kind"]}
+    who = printable(report["rid"], 100)
+    lines = [f"request {who}: hit {report['hit_tokens']:,} of {prompt:,} tokens"]
+    rows = {"full": full}
+    rows |= {printable(kind): tokens for kind, tokens in report["tokens_by_kind"].items()}
     width = max(map(len, rows))
     for kind, tokens in rows.items():
-        filled = round(_WIDTH * tokens / prompt) if prompt else 0
+        filled = min(_WIDTH, round(_WIDTH * tokens / prompt)) if prompt else 0
         bar = "#" * filled + "." * (_WIDTH - filled)
         lines.append(f"  {kind:<{width}}  {bar}  {tokens:,}")
     cut_by = report["cut_by"]
     if cut_by is None:
         lines.append("  no kind cut the hit: it is all that full attention has")
     else:
+        missing = report["missing_token"]
+        slot = "a slot" if missing is None else f"its slot of token {missing:,}"
         lines.append(
-            f"  {cut_by} cut it: a hit of {full:,} would need its slot of token "
-            f"{report['missing_token']:,}, which was {_went(report['evicted_by'])}"
+            f"  {cut_by} cut it: a hit of {full:,} would need {slot}, which was "
+            f"{_went(report['evicted_by'])}"
         )
     if full < prompt:
         rest = report["rest_evicted_by"]

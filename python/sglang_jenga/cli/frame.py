@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sglang_jenga.cli.printable import printable
 from sglang_jenga.cli.samples import KindView, SchedulerView
 from sglang_jenga.cli.spans import UNICODE, Glyphs, Line, Span, bar, clipped, line, sparkline
 from sglang_jenga.core.sizes import count, format_bytes
@@ -97,7 +98,8 @@ def _kind(frame: Frame, view: SchedulerView, kind: KindView) -> Line:
         (float(kind.hole_bytes), glyphs.hole, "hole"),
     ]
     total = view.large_pages_total * view.large_page_bytes
-    name = kind.name if len(kind.name) < _LABEL else kind.name[: _LABEL - 2] + glyphs.more
+    name = printable(kind.name)
+    name = name if len(name) < _LABEL else name[: _LABEL - 2] + glyphs.more
     return line(
         f"{name:<{_LABEL}}",
         *bar(parts, total, frame.bar_columns),

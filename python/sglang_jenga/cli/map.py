@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from sglang_jenga.cli.arguments import add_server, server_of
+from sglang_jenga.cli.arguments import add_server, positive, seconds, server_of
 from sglang_jenga.cli.map_page import page, page_data
-from sglang_jenga.cli.recording import as_line, read
+from sglang_jenga.cli.recording import MOST_RECORDED_BYTES, as_line, read
 from sglang_jenga.cli.samples import Sample, collect
 from sglang_jenga.cli.server import Server, ServerError
 from sglang_jenga.cli.terminal import Screen
@@ -36,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the page to write; - is standard output",
         metavar="FILE",
     )
-    parser.add_argument("--samples", type=int, default=1, help="snapshots to take (%(default)s)")
     parser.add_argument(
-        "--interval", type=float, default=1.0, help="seconds between snapshots (%(default)s)"
+        "--samples", type=positive, default=1, help="snapshots to take (%(default)s)"
+    )
+    parser.add_argument(
+        "--interval", type=seconds, default=1.0, help="seconds between snapshots (%(default)s)"
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="add the snapshots to this file, as JSON lines"
@@ -62,8 +64,6 @@ def run(args: argparse.Namespace) -> str:
         args.complain("name the page to write with -o, or a file for the snapshots with --record")
     if args.source is not None and args.record is not None:
         args.complain("--from and --record: the snapshots are in a file already")
-    if args.samples < 1 or args.interval <= 0:
-        args.complain("--samples and --interval take positive numbers")
     if args.source is not None:
         url, samples = read(args.source)
     else:
@@ -88,13 +88,16 @@ def run(args: argparse.Namespace) -> str:
 
 
 def record(server: Server, number: int, interval_seconds: float, path: Path | None) -> list[Sample]:
-    """``number`` samples of a server, fewer if Ctrl-C ends it; each in ``path`` when it is taken.
+    """``number`` samples of a server, each in ``path`` when it is taken.
+
+    There are fewer if Ctrl-C ends it, or they grow too large.
 
     Raises:
         ServerError: the server does not answer the first one. Later ones are left out.
     """
     screen = Screen(sys.stderr)
     samples: list[Sample] = []
+    left_bytes = MOST_RECORDED_BYTES
     begun = time.monotonic()
     try:
         for index in range(number):
@@ -107,10 +110,18 @@ def record(server: Server, number: int, interval_seconds: float, path: Path | No
                     raise
                 screen.line(f"sglang-jenga map: snapshot {index + 1} is left out: {error}")
                 continue
+            line = as_line(sample, server.url)
+            left_bytes -= len(line)
+            if left_bytes < 0 and samples:
+                screen.line(
+                    f"ended after {len(samples)} of {number} snapshots: more than "
+                    f"{MOST_RECORDED_BYTES:,} bytes of them are not kept at a time"
+                )
+                break
             samples.append(sample)
             if path is not None:
                 with path.open("a", encoding="utf-8") as file:
-                    file.write(as_line(sample, server.url) + "\n")
+                    file.write(line + "\n")
             if number > 1:
                 screen.progress(f"snapshot {index + 1} of {number}", time.monotonic() - begun)
     except KeyboardInterrupt:

@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sglang_jenga.cli.bounded_json import MOST_BYTES, NotJson, parsed
 from sglang_jenga.cli.samples import Sample, SchedulerSample
+from sglang_jenga.cli.server_shapes import RECORD
+from sglang_jenga.cli.shapes import Misshapen, members, whole
 from sglang_jenga.core.errors import ConfigError
 
 SCHEMA = 1
+#: Bytes of a recording that are kept or read at a time. A page of more opens in no browser.
+MOST_RECORDED_BYTES = 64 * 2**20
+_SCHEMA = members({"schema": whole()})
 
 
 def as_line(sample: Sample, url: str) -> str:
@@ -29,30 +36,47 @@ def read(path: Path) -> tuple[str, list[Sample]]:
     """The server's address and its samples, in the order of the file.
 
     Raises:
-        ConfigError: a line is not a sample, or there is none; names the line.
+        ConfigError: a line (named) is not a sample, or there is none, or there are too many.
         OSError: the file cannot be read.
     """
     url, samples = "", []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not text.strip():
-            continue
+    for number, text in _lines(path):
+        where = f"{path}, line {number}"
         try:
-            record = json.loads(text)
+            record = parsed(text)
+            _SCHEMA(record, "")
             if record["schema"] != SCHEMA:
                 raise ConfigError(
-                    f"{path}, line {number}: schema {record['schema']}, this version reads {SCHEMA}"
+                    f"{where}: schema {record['schema']}, this version reads {SCHEMA}"
                 )
-            url = record["url"]
-            found = tuple(
-                SchedulerSample(state=s["state"], load=s["load"]) for s in record["schedulers"]
-            )
-            for scheduler in found:
-                scheduler.state["jenga"]["kinds"]
-            samples.append(Sample(unix_seconds=float(record["unix_seconds"]), schedulers=found))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path}, line {number} is not a sample of a jenga server: {error!r}"
-            ) from error
+            RECORD(record, "")
+        except NotJson as error:
+            raise ConfigError(f"{where} is not a sample of a jenga server: {error}") from error
+        except Misshapen as error:
+            raise ConfigError(f"{where} is not a sample of a jenga server: it{error}") from error
+        url = record["url"]
+        found = tuple(
+            SchedulerSample(state=s["state"], load=s.get("load") or {})
+            for s in record["schedulers"]
+        )
+        samples.append(Sample(unix_seconds=float(record["unix_seconds"]), schedulers=found))
     if not samples:
         raise ConfigError(f"{path} has no sample: record some with --record")
     return url, samples
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers; no more of them than a page can draw."""
+    left_bytes = MOST_RECORDED_BYTES
+    with path.open("rb") as file:
+        number = 0
+        while text := file.readline(min(left_bytes, MOST_BYTES) + 1):
+            number += 1
+            left_bytes -= len(text)
+            if left_bytes < 0:
+                raise ConfigError(
+                    f"{path} has more than {MOST_RECORDED_BYTES:,} bytes, too many for one page: "
+                    "draw a part of its lines"
+                )
+            if text.strip():
+                yield number, text

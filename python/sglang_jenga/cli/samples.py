@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sglang_jenga.cli.server import Server, ServerError
+from sglang_jenga.cli.server_shapes import KEPT_OF_ARENA, KEPT_OF_HITS, KEPT_OF_KIND, STATE
 from sglang_jenga.core.sizes import count
 
 #: Samples that a trend looks back.
@@ -106,23 +107,24 @@ class SchedulerView:
 
 
 def collect(server: Server) -> Sample:
-    """Two requests: ``/server_info``, and ``/v1/loads`` where it is answered.
+    """Two requests: ``/server_info``, and ``/v1/loads`` where it is answered, in one deadline.
 
     Raises:
-        ServerError: the first was not answered, or it is not a jenga server.
+        ServerError: the first was not answered, or it is not a jenga server, or not of this shape.
     """
+    server.begin()
     states = server.states()
+    for state in states:
+        rank = state["jenga"].get("dp_rank") or 0
+        server.check(STATE, state, "/server_info", f"internal_states[dp_rank={rank}]")
     try:
         loads = server.loads()
-    except (ServerError, KeyError, TypeError):  # another frontend: its numbers are shown as unknown
+    except ServerError:  # another frontend: its numbers are shown as unknown
         loads = {}
     return Sample(
         unix_seconds=round(time.time(), 3),
         schedulers=tuple(
-            SchedulerSample(
-                state=_slim(state), load=loads.get(state["jenga"].get("dp_rank", 0), {})
-            )
-            for state in states
+            SchedulerSample(state=_slim(state), load=_load(loads, state)) for state in states
         ),
     )
 
@@ -136,39 +138,41 @@ def _slim(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(loads: Mapping[int, Mapping[str, Any]], state: Mapping[str, Any]) -> dict[str, Any]:
-    load = loads.get(state["jenga"].get("dp_rank", 0), {})
+    load = loads.get(state["jenga"].get("dp_rank") or 0, {})
     return {name: load[name] for name in _KEPT_LOAD if name in load}
 
 
 class History:
-    """The last samples of one server; each new one becomes what there is to show."""
+    """The last samples of one server; each new one becomes what there is to show.
+
+    Samples have the shape that :func:`collect` and recordings are checked for.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[int, deque[tuple[float, SchedulerSample]]] = {}
 
     def add(self, sample: Sample) -> tuple[SchedulerView, ...]:
-        """Views of all schedulers. Counters that went back tell of a server that started anew.
-
-        Raises:
-            ServerError: the server's snapshot lacks what this version reads.
-        """
-        try:
-            return self._add(sample)
-        except KeyError as error:
-            raise ServerError(
-                f"its /server_info has no {error}: install the same sglang-jenga there and here"
-            ) from error
-
-    def _add(self, sample: Sample) -> tuple[SchedulerView, ...]:
+        """Views of all schedulers. Counters that went back tell of a server that started anew."""
         views = []
         for index, scheduler in enumerate(sample.schedulers):
-            rank = int(scheduler.state["jenga"].get("dp_rank", index))
+            rank = scheduler.state["jenga"].get("dp_rank")
+            rank = index if rank is None else rank
             kept = self._kept.setdefault(rank, deque(maxlen=KEPT_SAMPLES))
             if kept and _restarted(kept[-1][1], scheduler):
                 kept.clear()
-            kept.append((sample.unix_seconds, scheduler))
+            kept.append((sample.unix_seconds, _remembered(scheduler)))
             views.append(_view(rank, list(kept)))
         return tuple(views)
+
+
+def _remembered(scheduler: SchedulerSample) -> SchedulerSample:
+    """What views read of a sample: its map would be kept for minutes, and what we do not know."""
+    arena = {
+        name: value for name, value in scheduler.state["jenga"].items() if name in KEPT_OF_ARENA
+    }
+    arena["kinds"] = [{name: kind[name] for name in KEPT_OF_KIND} for kind in arena["kinds"]]
+    arena["hits"] = {name: arena["hits"][name] for name in KEPT_OF_HITS}
+    return SchedulerSample(state={**scheduler.state, "jenga": arena}, load=scheduler.load)
 
 
 def _restarted(old: SchedulerSample, new: SchedulerSample) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sglang_jenga.cli.printable import printable
+
 #: Style -> parameters of an ANSI "select graphic rendition" (256 colours).
 STYLES = {
     "": "",
@@ -45,10 +47,13 @@ ASCII = Glyphs(held="#", cached="=", reserved="+", hole=".", free="_", spark=" .
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a line. ``style``: a key of ``STYLES``."""
+    """A piece of a line, printable whoever wrote it. ``style``: a key of ``STYLES``."""
 
     text: str
     style: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))
 
 
 Line = tuple[Span, ...]

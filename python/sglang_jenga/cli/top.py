@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sglang_jenga.cli.arguments import add_output, add_server, server_of
+from sglang_jenga.cli.arguments import add_output, add_server, positive, seconds, server_of
 from sglang_jenga.cli.frame import Frame, draw
 from sglang_jenga.cli.samples import History, Sample, SchedulerView, collect
 from sglang_jenga.cli.server import Server, ServerError, ServerUnreachable
@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server(parser)
     parser.set_defaults(timeout=10.0, complain=parser.error)
     parser.add_argument(
-        "--interval", type=float, default=2.0, help="seconds between samples (%(default)s)"
+        "--interval", type=seconds, default=2.0, help="seconds between samples (%(default)s)"
     )
     number = parser.add_mutually_exclusive_group()
     number.add_argument("--once", action="store_true", help="one frame, then end")
-    number.add_argument("--frames", type=int, metavar="N", help="N frames, then end")
+    number.add_argument("--frames", type=positive, metavar="N", help="N frames, then end")
     parser.add_argument("--ascii", action="store_true", help="bars of ASCII characters")
     add_output(parser)
 
@@ -54,8 +54,6 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         ServerError: with ``--once`` or ``--frames``, if the server does not answer.
     """
-    if args.interval <= 0 or (args.frames is not None and args.frames < 1):
-        args.complain("--interval and --frames take positive numbers")
     frames = 1 if args.once else args.frames
     if args.output is not None and frames is None:
         args.complain("--output needs an end: --once or --frames N")

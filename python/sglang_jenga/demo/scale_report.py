@@ -137,7 +137,7 @@ class Report:
 def _killed(
     asked: Sequence[Asked], alive: frozenset[str], dead: frozenset[str], at_seconds: float
 ) -> Killed:
-    """``alive``, ``dead``: digests of what was started by servers that live, and by the dead one."""
+    """``alive``, ``dead``: digests of what servers started that live, and the dead one."""
     lost = [one for one in asked if one.error]
     running = [one for one in asked if one.began_seconds <= at_seconds < one.ended_seconds]
     answered = {request_digest(one.rid) for one in asked if not one.error}
