@@ -59,7 +59,8 @@ class Origin:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname or "", parts.port
-            host = host if host.isascii() else host.encode("idna").decode("ascii")
+            if ":" not in host:
+                host = host.encode("idna").decode("ascii")
         except ValueError as error:  # UnicodeError is one
             raise BadUrl(str(error)) from None
         if parts.scheme not in _PORTS:

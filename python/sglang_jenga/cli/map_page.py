@@ -42,7 +42,8 @@ def page_data(url: str, samples: Sequence[Sample]) -> dict[str, Any]:
             or its kinds changed between two samples.
     """
     history = History()
-    model, snapshots = "", []
+    model = ""
+    snapshots: list[dict[str, Any]] = []
     of_first: list[str] | None = None
     for sample in samples:
         schedulers = []
