@@ -27,6 +27,7 @@ from sglang_jenga.cli import simulate as simulate_command  # noqa: E402
 from sglang_jenga.cli.spans import ASCII  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
+from sglang_jenga.core.request_digest import request_digest  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.diagnose import ON_CPU  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import HOOKS, SUPPORTED_SGLANG  # noqa: E402
@@ -218,14 +219,17 @@ def doctor() -> str:
 def explain() -> str:
     """The report of a request whose window was taken."""
     report = {
-        "rid": "mixed-17",
+        "rid": request_digest("mixed-17"),
         "prompt_tokens": 1200,
         "hit_tokens": 0,
         "full_only_tokens": 600,
         "tokens_by_kind": {"window": 0},
         "cut_by": "window",
         "missing_token": 576,
-        "evicted_by": {"cause": "request 7 started", "starving_kind": "full"},
+        "evicted_by": {
+            "cause": f"request {request_digest('mixed-7')} started",
+            "starving_kind": "full",
+        },
         "rest_evicted_by": None,
     }
     return shown(
