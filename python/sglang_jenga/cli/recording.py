@@ -78,5 +78,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     f"{path} has more than {MOST_RECORDED_BYTES:,} bytes, too many for one page: "
                     "draw a part of its lines"
                 )
+            if len(text) > MOST_BYTES:
+                raise ConfigError(f"{path}, line {number} has more than {MOST_BYTES:,} bytes")
             if text.strip():
                 yield number, text

@@ -153,11 +153,11 @@ class History:
 
     def add(self, sample: Sample) -> tuple[SchedulerView, ...]:
         """Views of all schedulers. Counters that went back tell of a server that started anew."""
-        views = []
+        views, before, self._kept = [], self._kept, {}  # who is gone is forgotten
         for index, scheduler in enumerate(sample.schedulers):
             rank = scheduler.state["jenga"].get("dp_rank")
             rank = index if rank is None else rank
-            kept = self._kept.setdefault(rank, deque(maxlen=KEPT_SAMPLES))
+            kept = self._kept[rank] = before.get(rank) or deque(maxlen=KEPT_SAMPLES)
             if kept and _restarted(kept[-1][1], scheduler):
                 kept.clear()
             kept.append((sample.unix_seconds, _remembered(scheduler)))
