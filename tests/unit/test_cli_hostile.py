@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from canned import arena
 from hostile import Network, chunked, drip, flood, http, listening
+from sglang_jenga.cli import recording
 from sglang_jenga.cli.__main__ import main
 from sglang_jenga.cli.bounded_json import MOST_BYTES
 from sglang_jenga.cli.map_page import page, page_data
@@ -199,7 +200,7 @@ def answers(draw: st.DrawFn) -> list[tuple[float, bytes]]:
 
 @given(command=st.sampled_from(COMMANDS), scripts=st.lists(answers(), min_size=1, max_size=4))
 @settings(
-    max_examples=400,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -426,17 +427,31 @@ def test_a_recording_of_any_size_is_read_within_limits(tmp_path: Path) -> None:
         (b"[" * 100_000, "line 1 is not a sample of a jenga server: nested too deeply"),
         (line + b"\n\xff\xfe", "line 2 is not a sample of a jenga server"),
         (line + b"\n" + b'"\xe9"', "line 2 is not a sample of a jenga server: not UTF-8 at byte 1"),
-        (b"[" + b"0," * 2_000_000 + b"0]", "more than 1,000,000 values"),
+        (b"[" + b"0," * 1_500_000 + b"0]", "more than 1,000,000 values"),
         (b" " * (MOST_BYTES + 1) + b"1", f"more than {MOST_BYTES:,} bytes"),
         (b'{"schema":9}', "line 1: schema 9, this version reads 1"),
         (b'{"schema":"\\u001b"}', 'schema, has "\\x1b", which is not a whole number'),
-        ((line + b"\n") * (64 * 2**20 // len(line) + 1), "more than 67,108,864 bytes"),
+        ((line + b"\n") * 25_000, "more than 67,108,864 bytes or 2,000,000 values in its first"),
     ):
         path.write_bytes(content)
         status, out, err = spoken("map", "--from", str(path), "-o", "-")
         assert (status, out) == (1, "") and said in err, err
     status, _, err = spoken("map", "--from", "/dev/zero", "-o", "-")
     assert status == 1 and "bytes" in err
+
+
+def test_snapshots_of_a_server_end_where_a_recording_would_be_too_long(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server's answers are no larger than the command believes them to be, taken together."""
+    body = json.dumps(info()).encode()
+    network.answer = lambda _: [(0.0, http(body))]
+    monkeypatch.setattr(recording, "MOST_RECORDED_BYTES", 3 * len(body))
+    take = ["map", "h:1", "--samples", "9", "--interval", "0.001"]
+    status, out, err = spoken(*take, "--record", str(tmp_path / "a"))
+    kept = len((tmp_path / "a").read_text("utf-8").splitlines())
+    assert status == 0 and 3 <= kept < 9 and f"added {kept} snapshots" in out
+    assert f"ended after {kept} of 9 snapshots" in err
 
 
 def test_kinds_that_change_between_two_snapshots_are_told(tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from sglang_jenga.cli.arguments import add_server, positive, seconds, server_of
 from sglang_jenga.cli.map_page import page, page_data
-from sglang_jenga.cli.recording import MOST_RECORDED_BYTES, as_line, read
+from sglang_jenga.cli.recording import (
+    MOST_RECORDED_BYTES,
+    MOST_RECORDED_VALUES,
+    Room,
+    as_line,
+    read,
+)
 from sglang_jenga.cli.samples import Sample, collect
 from sglang_jenga.cli.server import Server, ServerError
 from sglang_jenga.cli.terminal import Screen
@@ -97,7 +103,7 @@ def record(server: Server, number: int, interval_seconds: float, path: Path | No
     """
     screen = Screen(sys.stderr)
     samples: list[Sample] = []
-    left_bytes = MOST_RECORDED_BYTES
+    room = Room()
     begun = time.monotonic()
     try:
         for index in range(number):
@@ -111,11 +117,11 @@ def record(server: Server, number: int, interval_seconds: float, path: Path | No
                 screen.line(f"sglang-jenga map: snapshot {index + 1} is left out: {error}")
                 continue
             line = as_line(sample, server.url)
-            left_bytes -= len(line)
-            if left_bytes < 0 and samples:
+            if not room.take(line.encode()) and samples:
                 screen.line(
-                    f"ended after {len(samples)} of {number} snapshots: more than "
-                    f"{MOST_RECORDED_BYTES:,} bytes of them are not kept at a time"
+                    f"ended after {len(samples)} of {number} snapshots: no more than "
+                    f"{MOST_RECORDED_BYTES:,} bytes and {MOST_RECORDED_VALUES:,} values of them "
+                    "are kept at a time"
                 )
                 break
             samples.append(sample)

@@ -8,16 +8,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sglang_jenga.cli.bounded_json import MOST_BYTES, NotJson, parsed
+from sglang_jenga.cli.bounded_json import MOST_BYTES, MOST_VALUES, NotJson, parsed, values_in
 from sglang_jenga.cli.samples import Sample, SchedulerSample
 from sglang_jenga.cli.server_shapes import RECORD
 from sglang_jenga.cli.shapes import Misshapen, members, whole
 from sglang_jenga.core.errors import ConfigError
 
 SCHEMA = 1
-#: Bytes of a recording that are kept or read at a time. A page of more opens in no browser.
-MOST_RECORDED_BYTES = 64 * 2**20
+#: Of a recording that is kept or read at a time. A page of more opens in no browser.
+MOST_RECORDED_BYTES, MOST_RECORDED_VALUES = 64 * 2**20, 2 * MOST_VALUES
 _SCHEMA = members({"schema": whole()})
+
+
+class Room:
+    """What is left of the memory for one recording."""
+
+    def __init__(self) -> None:
+        self._bytes, self._values = MOST_RECORDED_BYTES, MOST_RECORDED_VALUES
+
+    def take(self, line: bytes) -> bool:
+        """Whether this line still fits; it has been taken then."""
+        self._bytes -= len(line)
+        self._values -= values_in(line)
+        return self._bytes >= 0 and self._values >= 0
 
 
 def as_line(sample: Sample, url: str) -> str:
@@ -67,16 +80,16 @@ def read(path: Path) -> tuple[str, list[Sample]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, with their numbers; no more of them than a page can draw."""
-    left_bytes = MOST_RECORDED_BYTES
+    room = Room()
     with path.open("rb") as file:
         number = 0
-        while text := file.readline(min(left_bytes, MOST_BYTES) + 1):
+        while text := file.readline(MOST_BYTES + 1):
             number += 1
-            left_bytes -= len(text)
-            if left_bytes < 0:
+            if not room.take(text):
                 raise ConfigError(
-                    f"{path} has more than {MOST_RECORDED_BYTES:,} bytes, too many for one page: "
-                    "draw a part of its lines"
+                    f"{path} has more than {MOST_RECORDED_BYTES:,} bytes or "
+                    f"{MOST_RECORDED_VALUES:,} values in its first {number:,} lines, too many for "
+                    "one page: draw a part of its lines"
                 )
             if len(text) > MOST_BYTES:
                 raise ConfigError(f"{path}, line {number} has more than {MOST_BYTES:,} bytes")
