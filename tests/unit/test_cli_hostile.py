@@ -431,13 +431,19 @@ def test_a_recording_of_any_size_is_read_within_limits(tmp_path: Path) -> None:
         (b" " * (MOST_BYTES + 1) + b"1", f"more than {MOST_BYTES:,} bytes"),
         (b'{"schema":9}', "line 1: schema 9, this version reads 1"),
         (b'{"schema":"\\u001b"}', 'schema, has "\\x1b", which is not a whole number'),
-        ((line + b"\n") * 25_000, "more than 67,108,864 bytes or 2,000,000 values in its first"),
     ):
         path.write_bytes(content)
         status, out, err = spoken("map", "--from", str(path), "-o", "-")
         assert (status, out) == (1, "") and said in err, err
     status, _, err = spoken("map", "--from", "/dev/zero", "-o", "-")
-    assert status == 1 and "bytes" in err
+    assert status == 1 and f"line 1 has more than {MOST_BYTES:,} bytes" in err
+    path.write_bytes((line + b"\n") * 9)
+    for limit in ("MOST_RECORDED_BYTES", "MOST_RECORDED_VALUES"):
+        with pytest.MonkeyPatch.context() as patched:
+            assert spoken("map", "--from", str(path), "-o", "-")[0] == 0
+            patched.setattr(recording, limit, 300)
+            status, out, err = spoken("map", "--from", str(path), "-o", "-")
+        assert (status, out) == (1, "") and "too many for one page: draw a part" in err
 
 
 def test_snapshots_of_a_server_end_where_a_recording_would_be_too_long(
