@@ -159,18 +159,18 @@ def describe(report: Mapping[str, Any]) -> str:
         filled = min(_WIDTH, round(_WIDTH * tokens / prompt)) if prompt else 0
         bar = "#" * filled + "." * (_WIDTH - filled)
         lines.append(f"  {kind:<{width}}  {bar}  {tokens:,}")
-    cut_by = report["cut_by"]
+    cut_by = report.get("cut_by")
     if cut_by is None:
         lines.append("  no kind cut the hit: it is all that full attention has")
     else:
-        missing = report["missing_token"]
+        missing = report.get("missing_token")
         slot = "a slot" if missing is None else f"its slot of token {missing:,}"
         lines.append(
             f"  {cut_by} cut it: a hit of {full:,} would need {slot}, which was "
             f"{_went(report['evicted_by'])}"
         )
     if full < prompt:
-        rest = report["rest_evicted_by"]
+        rest = report.get("rest_evicted_by")
         lines.append(
             f"  from token {full:,} on: "
             + ("not known to the cache (new, or forgotten)" if rest is None else _went(rest))
