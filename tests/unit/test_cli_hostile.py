@@ -490,6 +490,16 @@ def test_schedulers_that_are_gone_are_forgotten_however_many_there_were() -> Non
     assert len(history._kept) == 1 and "large_page_map" not in str(history._kept)
 
 
+def test_a_report_without_what_may_be_missing_is_described(network: Network) -> None:
+    found = info()
+    report = found["internal_states"][0]["jenga"]["hits"]["reports"]["a"]
+    for name in ("missing_token", "evicted_by", "rest_evicted_by", "cut_by"):
+        del report[name]
+        network.answer = lambda _, found=found: [(0.0, http(json.dumps(found).encode()))]  # type: ignore[misc]
+        status, out, _ = spoken("explain", "h:1", "--rid", "a")
+        assert status == 0 and ("window cut it" in out) == (name != "cut_by")
+
+
 def test_printable_leaves_what_can_be_read_and_escapes_the_rest() -> None:
     assert printable("m\u00fcller/\u6f22 \U0001f600 a\\b") == "m\u00fcller/\u6f22 \U0001f600 a\\b"
     assert printable("a\nb\tc\x7f\x9b\u2066\ufeff\ud800") == (

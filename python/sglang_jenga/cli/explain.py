@@ -167,7 +167,7 @@ def describe(report: Mapping[str, Any]) -> str:
         slot = "a slot" if missing is None else f"its slot of token {missing:,}"
         lines.append(
             f"  {cut_by} cut it: a hit of {full:,} would need {slot}, which was "
-            f"{_went(report['evicted_by'])}"
+            f"{_went(report.get('evicted_by'))}"
         )
     if full < prompt:
         rest = report.get("rest_evicted_by")
