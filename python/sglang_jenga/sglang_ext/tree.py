@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE, ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import (
     EvictLayer,
     get_and_increase_time_counter,
@@ -79,7 +79,8 @@ class ClockedLRUList(UnifiedLRUList):
             node = spare[0]
             if not self.in_list(node) or self.last_use(node) != WORTHLESS:
                 spare.popleft()
-            elif not node.children:  # it ends a cached prompt now: worth what its full slots are
+            elif not node.children and not node.component_data[BASE_COMPONENT_TYPE].lock_ref:
+                # It ends a cached prompt now: worth what its full slots are.
                 self._stamp(node, node.last_access_time)
             elif node.component_data[self.component_type].lock_ref:
                 spare.popleft()  # in use; its next use stamps it
