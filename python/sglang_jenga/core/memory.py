@@ -29,8 +29,6 @@ class Sparing(IntEnum):
     SHARED = 1
     #: Newcomers: also the windows at the ends of running prompts, as long as they are cheap.
     CHEAP = 2
-    #: What only might be of use to somebody: everything that anybody may still miss.
-    ALL = 3
 
 
 class Evictable(Protocol):

@@ -65,12 +65,8 @@ class EvictionOrder:
             is_cheap: whether a piece has fewer bytes than the full slots reachable through it.
             is_shared: whether prompts part behind it; asked of cheap pieces alone.
             starving: says which kind lacks bytes; asked where the rules need it.
-            sparing: rather take nothing than a cheap window, or a cheap window that is shared, or
-                anything that is worth something.
+            sparing: rather take nothing than a cheap window, or a cheap window that is shared.
         """
-        if sparing is Sparing.ALL:
-            found = (victim for victim in (*pieces, leaf) if victim is not None)
-            return next((victim for victim in found if victim.last_use == WORTHLESS), None)
         if not self.balanced:
             kind = starving()
             own = [piece for piece in (leaf, *pieces) if piece and piece.kind is kind]

@@ -125,9 +125,9 @@ class ArenaStateComponent(MambaComponent):
                 return
             parent = parent.parent
 
-    def _spare(self, node: UnifiedTreeNode) -> None:
+    def _spare(self, node: UnifiedTreeNode, *, first: bool = False) -> None:
         if self.tree_core.order.retention:
-            self.tree_core.lru_lists[self.component_type].make_spare(node)
+            self.tree_core.lru_lists[self.component_type].make_spare(node, first=first)
 
     def cleanup_after_caching_req(
         self,
@@ -145,7 +145,7 @@ class ArenaStateComponent(MambaComponent):
         if value is not None and not taken:
             self._free_mamba_value(value)
         elif value is not None and not self._rows.is_looked_for(req):
-            self._spare(self.tree_core.node_by_id(req.last_node))
+            self._spare(self.tree_core.node_by_id(req.last_node), first=True)
         req.kv.mamba_last_track_seqlen = None
         req.kv.mamba_prev_track_seqlen = None
 

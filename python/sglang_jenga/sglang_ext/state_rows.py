@@ -129,12 +129,13 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
 
     def make_room(self, req: Req, pages: int = 0) -> bool:
         """Room for a state that ``req`` leaves behind, beside ``pages`` of each kind that grows by
-        tokens. One that nobody is known to come for takes nothing but what is of no use either."""
+        tokens. One that nobody is known to come for takes what is free, from nobody."""
         arena = self.mamba_allocator.owner[0]
-        cause = f"request {req.rid} left a state for others"
-        sparing = Sparing.SHARED if self.is_looked_for(req) else Sparing.ALL
         demand = arena.demand_of(pages, 1)
-        return arena.reclaim(self._tree_cache, demand, cause=cause, sparing=sparing)
+        if not self.is_looked_for(req):
+            return arena.core.fits_apart(demand)
+        cause = f"request {req.rid} left a state for others"
+        return arena.reclaim(self._tree_cache, demand, cause=cause, sparing=Sparing.SHARED)
 
     def is_looked_for(self, req: Req) -> bool:
         """Whether somebody is likely to continue where the chunk in hand leaves a state: at the end

@@ -69,8 +69,11 @@ class ClockedLRUList(UnifiedLRUList):
     def last_use(self, node: UnifiedTreeNode) -> float:
         return node.component_data[self.component_type].metadata[_LAST_USE]
 
-    def make_spare(self, node: UnifiedTreeNode) -> None:
+    def make_spare(self, node: UnifiedTreeNode, *, first: bool = False) -> None:
+        """``first``: before what is spare already, else behind it."""
         self._stamp(node, WORTHLESS)
+        if first:
+            self._spare.rotate(1)
 
     def oldest_spare(self) -> UnifiedTreeNode | None:
         """The spare node that came first, among inner nodes that nobody pins."""
