@@ -280,7 +280,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         self, tracker: dict[ComponentType, int], sparing: Sparing = Sparing.NOTHING
     ) -> bool:
         victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
-        if self.embeddings is not None:
+        if self.embeddings is not None and sparing is not Sparing.ALL:
             older = self.embeddings.oldest()
             if older is not None and (victim is None or older[1] < victim.last_use):
                 return self.embeddings.evict(older[0])

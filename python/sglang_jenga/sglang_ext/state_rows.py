@@ -129,13 +129,16 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
 
     def make_room(self, req: Req, pages: int = 0) -> bool:
         """Room for a state that ``req`` leaves behind, beside ``pages`` of each kind that grows by
-        tokens. One that nobody is known to come for takes what is free, from nobody."""
+        tokens. One that nobody is known to come for takes nothing but what is spare as well, and
+        not even that while somebody waits for bytes."""
         arena = self.mamba_allocator.owner[0]
-        demand = arena.demand_of(pages, 1)
-        if not self.is_looked_for(req):
-            return arena.core.fits_apart(demand)
+        is_looked_for = self.is_looked_for(req)
+        if arena.is_short and not is_looked_for:
+            return False
+        sparing = Sparing.SHARED if is_looked_for else Sparing.ALL
         cause = f"request {req.rid} left a state for others"
-        return arena.reclaim(self._tree_cache, demand, cause=cause, sparing=Sparing.SHARED)
+        demand = arena.demand_of(pages, 1)
+        return arena.reclaim(self._tree_cache, demand, cause=cause, sparing=sparing)
 
     def is_looked_for(self, req: Req) -> bool:
         """Whether somebody is likely to continue where the chunk in hand leaves a state: at the end
