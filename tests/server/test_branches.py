@@ -25,7 +25,11 @@ STOCK_HITS = {
 @pytest.mark.server
 @pytest.mark.xdist_group(group_of("qwen3_next", "plain"))
 def test_each_visitor_of_a_prefix_hits_what_stock_hits(pool: ServerPool) -> None:
-    client = Client(pool.get("qwen3_next", "plain").server.url)
+    server = pool.get("qwen3_next", "plain").server
+    (size,) = {line for line in server.log_since().splitlines() if "arena size: " in line}
+    assert "for tokens (--max-total-tokens" in size
+    assert "for 65 recurrent states (--max-mamba-cache-size 64)" in size
+    client = Client(server.url)
     assert client.flush(wait_seconds=20)
     for prefix, expected in STOCK_HITS.items():
         common = words(1000 + prefix, prefix)
