@@ -51,19 +51,34 @@ def mark(tokens: Sequence[int]) -> tuple[float, float]:
 
 
 @contextmanager
-def caching_strategy(name: str) -> Iterator[None]:
-    """A published configuration with one of SGLang's ways of caching states."""
-    fields = {"radix_cache_backend": "jenga", "device": "cpu", "mamba_radix_cache_strategy": name}
+def caching_strategy(
+    name: str, *, grid_tokens: int = GRID_TOKENS, backend: str | None = "jenga"
+) -> Iterator[None]:
+    """A published configuration with one of SGLang's ways of caching states.
+
+    ``grid_tokens``: the longer one of the kernels' chunk and a page.
+    """
+    fields = {"radix_cache_backend": backend, "device": "cpu", "mamba_radix_cache_strategy": name}
     with get_context().override_server_args(**fields):
-        get_server_args()._mamba_cache_chunk_size = GRID_TOKENS
+        get_server_args()._mamba_cache_chunk_size = grid_tokens
         yield
 
 
 class StateMachine(Machine):
-    """See the module's docstring. ``snapshots``: the kernels write states of earlier lengths."""
+    """See the module's docstring.
 
-    def __init__(self, kinds: ModelKinds, *, snapshots: bool = True, **kwargs: Any) -> None:
-        self.snapshot_grid_tokens = GRID_TOKENS if snapshots else None
+    snapshots: the kernels write states of earlier lengths, at multiples of ``grid_tokens``.
+    """
+
+    def __init__(
+        self,
+        kinds: ModelKinds,
+        *,
+        snapshots: bool = True,
+        grid_tokens: int = GRID_TOKENS,
+        **kwargs: Any,
+    ) -> None:
+        self.snapshot_grid_tokens = grid_tokens if snapshots else None
         super().__init__(kinds, **kwargs)
         assert isinstance(self.rows, ArenaStateReqPool)
         #: [slots, 2], None on a device without data.

@@ -68,14 +68,16 @@ def test_who_goes_next(leaf: str, window: str, state: str, goes: ComponentType |
 
 
 @pytest.mark.parametrize(
-    ("leaf", "window", "state", "decoding", "next_chunk", "newcomer"),
+    ("leaf", "window", "state", "decoding", "next_chunk", "newcomer", "in_case"),
     [
-        ("", "3", "", WINDOW, WINDOW, WINDOW),
-        ("", "3c", "", WINDOW, WINDOW, None),  # ends a running prompt
-        ("", "3s", "", WINDOW, None, None),  # the beginning of several
-        ("5", "3s", "", FULL, FULL, FULL),
-        ("", "3s", "9", STATE, STATE, STATE),
-        ("", "!s", "", WINDOW, WINDOW, WINDOW),
+        ("", "3", "", WINDOW, WINDOW, WINDOW, None),
+        ("", "3c", "", WINDOW, WINDOW, None, None),  # ends a running prompt
+        ("", "3s", "", WINDOW, None, None, None),  # the beginning of several
+        ("5", "3s", "", FULL, FULL, FULL, None),
+        ("", "3s", "9", STATE, STATE, STATE, None),
+        ("", "!s", "", WINDOW, WINDOW, WINDOW, WINDOW),
+        ("!", "3", "", FULL, FULL, FULL, None),
+        ("5", "3", "!", STATE, STATE, STATE, STATE),
     ],
 )
 def test_who_asks_decides_what_is_spared(
@@ -85,9 +87,10 @@ def test_who_asks_decides_what_is_spared(
     decoding: ComponentType,
     next_chunk: ComponentType | None,
     newcomer: ComponentType | None,
+    in_case: ComponentType | None,
 ) -> None:
     takes = [choose(leaf, window, state, sparing=sparing) for sparing in Sparing]
-    assert takes == [decoding, next_chunk, newcomer]
+    assert takes == [decoding, next_chunk, newcomer, in_case]
 
 
 def test_without_retention_a_cheap_window_is_as_old_as_it_is() -> None:

@@ -136,6 +136,7 @@ class PrefillPass:
 
     def _note_refusal(self, rid: str) -> None:
         arena = self.memory
+        arena.is_short = True
         arena.starvation.note_refusal(arena, self.cache, self._short_of, rid)
 
     def _largest_chunk_now(
@@ -243,6 +244,7 @@ class PrefillPass:
         more = self._demand_of_newcomer(tokens, NEWCOMER_STATES if is_newcomer else 0)
         self.pending_pages = [a + b for a, b in zip(self.pending_pages, more, strict=True)]
         self._admitted += 1
+        self.memory.is_short &= not is_newcomer
 
     def reserve_tokens(self, tokens: int) -> int:
         """What a request of ``tokens`` counts for in :attr:`total_offset`: one page to spare."""

@@ -29,6 +29,8 @@ class Sparing(IntEnum):
     SHARED = 1
     #: Newcomers: also the windows at the ends of running prompts, as long as they are cheap.
     CHEAP = 2
+    #: What only might be of use to somebody: everything but spare windows and states.
+    ALL = 3
 
 
 class Evictable(Protocol):
@@ -77,6 +79,8 @@ class ArenaMemory:
         self.row_tokens: IntArray = np.zeros(num_rows, dtype=np.int64)
         #: Sequence length at which a row's window is worth sliding again.
         self.slide_at: IntArray = np.zeros(num_rows, dtype=np.int64)
+        #: Somebody had to wait for bytes, and nobody was admitted since.
+        self.is_short = False
         #: Share of recently started requests that continued a cached state.
         self.state_hit_rate = 0.0
 

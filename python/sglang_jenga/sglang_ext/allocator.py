@@ -161,6 +161,7 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
             self.req_pool.drop_snapshots(requests)
             if self.core.fits(demand):
                 return True
+        self.is_short = True
         self.starvation.note_shortage(self, tree_cache, demand)
         return False
 

@@ -66,20 +66,24 @@ def keep_branches(cache: ArenaRadixCache, req: Req, start: int, end: int) -> Non
 
 
 def state_branch(cache: ArenaRadixCache, req: Req, match: MatchResult) -> int | None:
-    """Where ``req``, about to be computed, should leave a state for prompts that wait."""
+    """Where ``req``, about to be computed, leaves a prompt that is cached, or else prompts that
+    wait: it should leave a state there, or at the last place before it that a chunk can."""
     hit = match.device_prefix_len
-    lengths = branches(req, cache.waiting, after=hit, before=len(req.origin_input_ids))
     states = cache.tree_core.components_by_type[ComponentType.MAMBA]
-    return best_branch(lengths, after=hit, grid_tokens=states.mamba_checkpoint_grid)
+    grid = states.mamba_checkpoint_grid
+    if match.full_kv_hit_length >= hit + grid:
+        return match.full_kv_hit_length
+    lengths = branches(req, cache.waiting, after=hit, before=len(req.origin_input_ids))
+    return best_branch(lengths, after=hit, grid_tokens=grid)
 
 
 def best_branch(lengths: Sequence[int], *, after: int, grid_tokens: int) -> int | None:
-    """The length, a multiple of ``grid_tokens``, that saves waiting prompts the most tokens if a
-    state is left there; None if none beyond ``after`` does."""
-    on_grid = [length // grid_tokens * grid_tokens for length in lengths]
+    """The length that saves waiting prompts the most tokens if a state is left there; None if none
+    does. A state can be left at multiples of ``grid_tokens``, counted from ``after``."""
 
     def saved(length: int) -> int:
-        return (length - after) * sum(length <= other for other in on_grid)
+        reachable = (length - after) // grid_tokens * grid_tokens
+        return reachable * sum(length <= other for other in lengths)
 
-    best = max(on_grid, key=saved, default=after)
-    return best if best > after else None
+    best = max(lengths, key=saved, default=after)
+    return best if best >= after + grid_tokens else None

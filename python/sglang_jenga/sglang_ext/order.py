@@ -65,8 +65,11 @@ class EvictionOrder:
             is_cheap: whether a piece has fewer bytes than the full slots reachable through it.
             is_shared: whether prompts part behind it; asked of cheap pieces alone.
             starving: says which kind lacks bytes; asked where the rules need it.
-            sparing: rather take nothing than a cheap window, or a cheap window that is shared.
+            sparing: rather take nothing than a cheap window, or a cheap window that is shared, or
+                anything that is not spare.
         """
+        if sparing is Sparing.ALL:
+            return next((piece for piece in pieces if piece.last_use == WORTHLESS), None)
         if not self.balanced:
             kind = starving()
             own = [piece for piece in (leaf, *pieces) if piece and piece.kind is kind]

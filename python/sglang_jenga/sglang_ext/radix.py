@@ -100,7 +100,7 @@ class ArenaRadixCache(UnifiedRadixCache):
             self._arena.candidate_images = 0 if result.device_prefix_len else images
         if not self.disable:
             setattr(req, WALK, self.tree_core.walk(params.key, result.device_prefix_len, images))
-        if self.supports_mamba() and result.mamba_branching_seqlen is None:
+        if self.supports_mamba():
             result = result._replace(mamba_branching_seqlen=state_branch(self, req, result))
         return result
 
@@ -281,7 +281,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         self, tracker: dict[ComponentType, int], sparing: Sparing = Sparing.NOTHING
     ) -> bool:
         victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
-        if self.embeddings is not None:
+        if self.embeddings is not None and sparing is not Sparing.ALL:
             older = self.embeddings.oldest()
             if older is not None and (victim is None or older[1] < victim.last_use):
                 return self.embeddings.evict(older[0])

@@ -23,6 +23,13 @@ from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.sizes import format_bytes
 from sglang_jenga.core.sizing import size_arena as core_size_arena
+from sglang_jenga.sglang_ext.arena_bytes import (
+    ArenaBytes,
+    Share,
+    embedding_share,
+    state_share,
+    token_share,
+)
 from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.refusals import check_backends, require_checked_encoder
@@ -180,14 +187,17 @@ def stock_pool_bytes(
         return int((sizes.max_total_num_tokens + page) * cells._cell_size)
 
 
-def stock_state_bytes(kvc: KVCacheConfigurator) -> int:
-    """Bytes of the stock server's pool of states under the same flags, its sink slot included."""
+def stock_state_share(kvc: KVCacheConfigurator) -> Share:
+    """The stock server's pool of states under the same flags, its sink slot included."""
     from sglang.srt.runtime_context import get_schedule
 
+    schedule = get_schedule()
+    asked = kvc.server_args.max_mamba_cache_size
     if kvc.mambaish_config is None:
-        return 0
+        return state_share(0, 0, schedule, asked)
     per_state = kvc.mambaish_config.mamba2_cache_params.mamba_cache_per_req
-    return int((get_schedule().max_mamba_cache_size + 1) * per_state)
+    num_states = schedule.max_mamba_cache_size + 1
+    return state_share(int(num_states * per_state), num_states, schedule, asked)
 
 
 def size_arena(
@@ -209,10 +219,16 @@ def size_arena(
     wanted = load_config().arena_bytes
     # SGLang has set its pool of states and its cache of embeddings aside: the budget is what that
     # leaves.
-    apart_bytes = stock_state_bytes(kvc) + embedding_cache_bytes(kvc.model_config)
+    apart = (
+        stock_state_share(kvc),
+        embedding_share(embedding_cache_bytes(kvc.model_config)),
+    )
+    apart_bytes = sum(share.num_bytes for share in apart)
     if wanted is None:
         pools = stock_pool_bytes(original, kvc, budget_bytes, cap_tokens, setup.stock)
-        wanted = pools + apart_bytes
+        stock = ArenaBytes(shares=(token_share(pools, get_schedule()), *apart))
+        logger.info("Jenga: %s", stock.describe())
+        wanted = stock.total
     elif wanted > budget_bytes + apart_bytes:
         available = format_bytes(budget_bytes + apart_bytes)
         raise ConfigError(

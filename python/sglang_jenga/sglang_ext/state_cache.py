@@ -24,7 +24,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.unified_cache.components import MambaComponent
 
 if TYPE_CHECKING:
@@ -103,10 +102,7 @@ class ArenaStateComponent(MambaComponent):
 
     def _publish_copy(self, req: Req, insert_params: InsertParams, num_tokens: int) -> int:
         """Without snapshots from the kernels: copy the own state, which is at the chunk's end."""
-        slot = self._rows.mamba_allocator.alloc(1)
-        if slot is None:
-            self.cache.evict_for_alloc(EvictParams(num_tokens=0, mamba_num=1))
-            slot = self._rows.mamba_allocator.alloc(1)
+        slot = self._rows.mamba_allocator.alloc(1) if self._rows.make_room(req) else None
         if slot is None:
             return 0
         self._rows.mamba_pool.copy_from(req.kv.mamba_pool_idx.unsqueeze(0), slot)
@@ -121,16 +117,17 @@ class ArenaStateComponent(MambaComponent):
 
     def _spare_outgrown(self, node: UnifiedTreeNode) -> None:
         """The last state before ``node`` is spare if the only way on from it leads to ``node``."""
-        if not self.tree_core.order.retention:
-            return
-        lru = self.tree_core.lru_lists[self.component_type]
         root = self.tree_core.root_node
         parent = node.parent
         while parent is not root and len(parent.children) == 1:
             if parent.component_data[self.component_type].value is not None:
-                lru.make_spare(parent)
+                self._spare(parent)
                 return
             parent = parent.parent
+
+    def _spare(self, node: UnifiedTreeNode, *, first: bool = False) -> None:
+        if self.tree_core.order.retention:
+            self.tree_core.lru_lists[self.component_type].make_spare(node, first=first)
 
     def cleanup_after_caching_req(
         self,
@@ -147,6 +144,8 @@ class ArenaStateComponent(MambaComponent):
             return
         if value is not None and not taken:
             self._free_mamba_value(value)
+        elif value is not None and not self._rows.is_looked_for(req):
+            self._spare(self.tree_core.node_by_id(req.last_node), first=True)
         req.kv.mamba_last_track_seqlen = None
         req.kv.mamba_prev_track_seqlen = None
 

@@ -119,23 +119,49 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         for req in reqs:
             if req.kv.mamba_ping_pong_track_buffer is None:
                 _without_snapshots(req)
+            self._aim_at_branch(req)
             index = req.kv.mamba_next_track_idx
-            if not req.kv.mamba_ping_pong_empty[index] or not self._is_worth_a_snapshot(req):
+            if not req.kv.mamba_ping_pong_empty[index]:
                 continue
-            cause = f"request {digest_of(req)} left a state at the end of its prompt"
-            demand = arena.demand_of(pages, 1)
-            if arena.reclaim(self._tree_cache, demand, cause=cause, sparing=Sparing.SHARED):
+            if req.extend_len < self.snapshot_grid_tokens:
+                continue  # the kernels write none
+            if self.make_room(req, pages):
                 _put(req, index, int(arena.core.take(kind, 1)[0]))
 
-    def _is_worth_a_snapshot(self, req: Req) -> bool:
-        """The last of the prompt, and one at a branch. Between two chunks only a retraction could
-        use one, and its bytes are worth thousands of cached tokens."""
-        grid = self.snapshot_grid_tokens
-        if grid is None or req.extend_len < grid:
+    def make_room(self, req: Req, pages: int = 0) -> bool:
+        """Room for a state that ``req`` leaves behind, beside ``pages`` of each kind that grows by
+        tokens. One that nobody is known to come for takes nothing but what is spare as well, and
+        not even that while somebody waits for bytes."""
+        arena = self.mamba_allocator.owner[0]
+        is_looked_for = self.is_looked_for(req)
+        if arena.is_short and not is_looked_for:
             return False
+        sparing = Sparing.SHARED if is_looked_for else Sparing.ALL
+        cause = f"request {digest_of(req)} left a state for others"
+        demand = arena.demand_of(pages, 1)
+        return arena.reclaim(self._tree_cache, demand, cause=cause, sparing=sparing)
+
+    def is_looked_for(self, req: Req) -> bool:
+        """Whether somebody is likely to continue where the chunk in hand leaves a state: at the end
+        of the prompt, or where others leave it. At the end of a chunk between, who knows."""
+        ends = (req.mamba_branching_seqlen or 0, len(req.full_untruncated_fill_ids))
+        grid = self.snapshot_grid_tokens
+        if grid is None:
+            return req.extend_end in ends
+        return any(req.prefix_len < end < req.extend_end + grid for end in ends)
+
+    def _aim_at_branch(self, req: Req) -> None:
+        """If the coming chunk is where the last state before ``req``'s branch can be left, name its
+        place as SGLang does: whole grid steps from the chunk's beginning.
+
+        Prefixes and chunks of any length begin anywhere, so no grid counted from 0 would do.
+        """
+        grid, begin, end = self.snapshot_grid_tokens, req.prefix_len, req.extend_end
         branch = req.mamba_branching_seqlen
-        is_last = len(req.full_untruncated_fill_ids) - req.extend_end < grid
-        return is_last or (branch is not None and req.prefix_len < branch < req.extend_end)
+        if grid is not None and branch is not None and begin < branch < end + grid:
+            steps = (min(branch, end) - begin) // grid
+            if steps:
+                req.mamba_branching_seqlen = begin + steps * grid
 
     def _write_mappings(self, rows: list[int], reqs: list[Req]) -> None:
         """Tell kernels which row has which slots; one asynchronous copy each."""

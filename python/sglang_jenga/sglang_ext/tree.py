@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE, ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import (
     EvictLayer,
     get_and_increase_time_counter,
@@ -69,8 +69,11 @@ class ClockedLRUList(UnifiedLRUList):
     def last_use(self, node: UnifiedTreeNode) -> float:
         return node.component_data[self.component_type].metadata[_LAST_USE]
 
-    def make_spare(self, node: UnifiedTreeNode) -> None:
+    def make_spare(self, node: UnifiedTreeNode, *, first: bool = False) -> None:
+        """``first``: before what is spare already, else behind it."""
         self._stamp(node, WORTHLESS)
+        if first:
+            self._spare.rotate(1)
 
     def oldest_spare(self) -> UnifiedTreeNode | None:
         """The spare node that came first, among inner nodes that nobody pins."""
@@ -79,7 +82,8 @@ class ClockedLRUList(UnifiedLRUList):
             node = spare[0]
             if not self.in_list(node) or self.last_use(node) != WORTHLESS:
                 spare.popleft()
-            elif not node.children:  # it ends a cached prompt now: worth what its full slots are
+            elif not node.children and not node.component_data[BASE_COMPONENT_TYPE].lock_ref:
+                # It ends a cached prompt now: worth what its full slots are.
                 self._stamp(node, node.last_access_time)
             elif node.component_data[self.component_type].lock_ref:
                 spare.popleft()  # in use; its next use stamps it
