@@ -36,8 +36,8 @@ class Sparing(IntEnum):
 class Evictable(Protocol):
     """A cache over an arena, as far as counts go."""
 
-    def evictable_slots(self, kind: int) -> int:
-        """Slots of one kind (its index in the plan) that are cached and nobody pins."""
+    def reclaimable_slots(self, kind: int) -> int:
+        """Slots of one kind (its index in the plan) that are kept for later and nobody pins."""
 
 
 class Refusals(Protocol):
@@ -122,8 +122,8 @@ class ArenaMemory:
         """
         large = 0
         for kind, plan in enumerate(self.plan.kinds):
-            evictable = cache.evictable_slots(kind) // plan.slots_per_small_page
-            pinned = self.core.num_used(kind) - evictable
+            evictable = cache.reclaimable_slots(kind) // plan.slots_per_small_page
+            pinned = max(0, self.core.num_used(kind) - evictable)
             large += -(-(pinned + small_pages[kind]) // plan.small_pages_per_large_page)
         return large <= self.plan.usable_large_pages
 
