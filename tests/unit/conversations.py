@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming sessions on a :class:`machine.Machine`: SGLang's own controller, requests and records."""
+"""Streaming sessions on a :class:`machine.Machine`: SGLang's controller, requests and records."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class Conversations:
         lent = {id(kv) for kv in records}
         owners = [*records, *(req.kv for req in running if id(req.kv) not in lent)]
         owners = [kv for kv in owners if kv.holds_kv]
-        of_kind = dict(zip(arena.token_kinds, (kv_private_tokens, kv_private_swa_tokens), strict=False))
+        of_kind = dict(
+            zip(arena.token_kinds, (kv_private_tokens, kv_private_swa_tokens), strict=False)
+        )
         for kind in arena.kinds:
             if kind == arena.state_kind:
                 private = sum(kv_mamba_slots(kv) for kv in owners)

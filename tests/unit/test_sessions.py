@@ -8,7 +8,6 @@ reads it.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +32,9 @@ SPAN, CHUNK_TOKENS = 12, 24
 MOST_TURNS = 4_000
 
 
-def small(policy: Any = None, *, page_tokens: int = 1, large_pages: int = 0, **more: Any) -> Machine:
+def small(
+    policy: Any = None, *, page_tokens: int = 1, large_pages: int = 0, **more: Any
+) -> Machine:
     kinds = make_kinds(window_layers=3, policy=policy) if policy else make_kinds()
     pages = large_pages or (500 if policy else 200) // page_tokens
     return MarkedMachine(
@@ -117,7 +118,9 @@ class Clients:
         more = self.tokens(40)
         rid = f"{name}.{next(self.names)}"
         req = self.sessions.turn(name, more, max_new=self.rng.randrange(1, 30), rid=rid)
-        assert list(req.origin_input_ids) == [*self.said[name], *more], "history was lost or made up"
+        assert list(req.origin_input_ids) == [*self.said[name], *more], (
+            "history was lost or made up"
+        )
         self.submit(req, session=name)
 
     def open(self) -> None:
@@ -151,7 +154,11 @@ class Clients:
     def act(self) -> None:
         """Something a client does, or a scheduler."""
         what = self.rng.random()
-        idle = [name for name in self.said if name not in {self.session_of(r) for r in self.in_flight.values()}]
+        idle = [
+            name
+            for name in self.said
+            if name not in {self.session_of(r) for r in self.in_flight.values()}
+        ]
         if what < 0.15:
             self.single()
         elif what < 0.25 and len(self.said) < 12:
@@ -197,3 +204,137 @@ def test_sessions_that_outgrow_the_arena_stop_nobody(name: str, seed: int) -> No
     assert m.problems() == []
     m.tree.evict_until(lambda: False)
     assert m.arena.core.num_free_large_pages == m.plan.usable_large_pages
+
+
+# ---- one rule at a time -----------------------------------------------------------------------
+
+
+def turn(
+    loop: Loop, sessions: Conversations, name: str, tokens: list[int], max_new: int = 4
+) -> Req:
+    """One turn of a session, answered."""
+    req = sessions.turn(name, tokens, max_new=max_new, rid=f"{name}.{len(loop.log)}")
+    assert loop.submit(req)
+    loop.run(steps=500)
+    assert req.finished()
+    return req
+
+
+def talk(machine: Machine) -> tuple[Loop, Conversations]:
+    return Loop(machine=machine), Conversations(machine)
+
+
+def text(i: int, length: int = 40) -> list[int]:
+    return list(range(50 * i, 50 * i + length))
+
+
+def test_the_session_and_the_cached_prompt_that_were_used_longest_ago_go_first() -> None:
+    m = small(large_pages=221)
+    loop, sessions = talk(m)
+    for i, name in enumerate(("old", "young")):
+        turn(loop, sessions, sessions.open(name), text(i))
+        m.finish(m.prefill(text(i + 2), chunk=CHUNK_TOKENS))
+    turn(loop, sessions, "old", [7, 8, 9])  # used again: "young" is the oldest of all now
+    assert m.tree.session.num_idle == 2
+    demand = m.arena.core.num_free_large_pages + 2
+    assert m.arena.reclaim(m.tree, m.arena.demand_of(demand))
+    assert set(m.tree.session.slots) == {"old"}
+    assert m.hit(text(2)) < len(text(2)) or m.hit(text(3)) == len(text(3))
+    assert turn(loop, sessions, "old", [5]).num_matched_prefix_tokens > 40, "its memory is there"
+    again = turn(loop, sessions, "young", [5])
+    assert list(again.output_ids) == answer(list(again.origin_input_ids), 4)
+
+
+def test_decoding_takes_the_record_of_a_turn_that_waits_before_it_retracts() -> None:
+    m = small(large_pages=100)
+    loop, sessions = talk(m)
+    turn(loop, sessions, sessions.open("s"), text(0))
+    waiting = sessions.turn("s", [5, 6], max_new=2, rid="waits")
+    m.match(waiting)
+    assert waiting.kv is m.tree.session.slots["s"].kv, "it has borrowed the record"
+    running = m.prefill(text(4, 20), max_new=60, chunk=CHUNK_TOKENS)
+    for _ in range(60):
+        m.decode([running])  # asserts that nobody would be retracted
+    assert not m.tree.session.slots and not waiting.kv.holds_kv
+    assert not waiting.kv.kv_allocated_len, "the request that had borrowed it starts afresh"
+    m.finish(running)
+    assert loop.submit(waiting)
+    loop.run(steps=100)
+    assert list(waiting.output_ids) == answer(list(waiting.origin_input_ids), 2)
+
+
+@pytest.mark.parametrize("name", ["full", "states"])
+def test_sessions_that_hold_every_request_row_stop_nobody(name: str) -> None:
+    m = MACHINES[name](rows=4)
+    loop, sessions = talk(m)
+    for i in range(9):
+        turn(loop, sessions, sessions.open(f"s{i}"), text(i, 3), max_new=1)
+    assert m.tree.session.num_idle == m.rows.size == 4 and not m.rows.free_slots
+    assert m.rows.available_size() == 4
+    single = m.request(text(9, 5), max_new=2)
+    assert loop.submit(single)
+    loop.run(steps=20)
+    assert single.finished() and sessions.problems([]) == []
+    assert turn(loop, sessions, "s0", [3]).finished(), "a turn without a row too"
+
+
+def test_a_retracted_turn_gives_back_what_its_session_held() -> None:
+    m = small(WINDOW)
+    loop, sessions = talk(m)
+    first = turn(loop, sessions, sessions.open("s"), text(0))
+    req = sessions.turn("s", [5, 6], max_new=9, rid="second")
+    assert loop.submit(req)
+    loop.step()
+    m.retract(req)
+    loop.running.clear()
+    assert not m.tree.session.slots and m.problems() == []
+    session = sessions.controller.get("s")
+    assert list(session.req_nodes) == [first.rid], "it is not the session's last turn"
+    loop.waiting.append(req)
+    loop.run(steps=100)
+    assert list(req.output_ids) == answer(list(req.origin_input_ids), 9)
+
+
+def test_a_request_that_cannot_fit_gets_an_error_that_names_the_holders() -> None:
+    m = small(large_pages=60)
+    taken = m.arena.core.take(0, 50)  # somebody who never gives way
+    loop = Loop(machine=m, may_give_up=True)
+    req = m.request(text(0), max_new=4)
+    loop.waiting.append(req)
+    loop.run(steps=20)
+    assert "full: " in loop.errors[req.rid] and "slots held" in loop.errors[req.rid]
+    m.arena.core.free(0, taken)
+    assert m.problems() == []
+
+
+def test_a_half_done_prompt_that_is_alone_and_cannot_go_on_starts_again_once() -> None:
+    m = small(large_pages=101)
+    loop = Loop(machine=m, may_give_up=True)
+    req = m.request(text(0, 90), max_new=2)
+    assert loop.submit(req)
+    loop.step()
+    assert loop.chunked is req
+    taken = m.arena.core.take(0, m.arena.core.num_available(0))
+    loop.step()
+    loop.step()
+    assert loop.chunked is None or loop.chunked.prefix_len < 90
+    m.arena.core.free(0, taken)
+    loop.run(steps=100)
+    assert req.finished() or req.rid in loop.errors
+    assert m.problems() == []
+
+
+def test_what_sessions_hold_between_turns_is_reported_as_theirs() -> None:
+    m = small(WINDOW)
+    loop, sessions = talk(m)
+    turn(loop, sessions, sessions.open("s"), text(0))
+    found = counts(m.arena, m.tree, longest_tokens=1)
+    assert found["sessions"] == {"idle": 1, "evicted": 0, "evicted_tokens": 0}
+    assert found["running_requests"] == 0
+    for kind in found["kinds"]:
+        assert kind["slots_sessions"] > 0 == kind["slots_held"]
+    assert "held by 1 idle session" in describe_holders(m.arena, m.tree)
+    sessions.close("s")
+    found = counts(m.arena, m.tree, longest_tokens=1)
+    assert not any(kind["slots_sessions"] for kind in found["kinds"])
+    assert "session" not in describe_holders(m.arena, m.tree)

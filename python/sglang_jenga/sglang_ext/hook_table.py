@@ -138,6 +138,20 @@ HOOKS: tuple[Hook, ...] = (
         upstream="evictable session records",
     ),
     Hook(
+        target=f"{_SRT}.managers.scheduler.Scheduler._handle_generate_request",
+        parameters=("self", "recv_req", "mm_cleanup"),
+        kind="around",
+        reason="answer 400 to ids without a row in the embedding, which kill the scheduler",
+        upstream="check input_ids where token_ids_logprob is checked",
+    ),
+    Hook(
+        target=f"{_SRT}.managers.scheduler.Scheduler._handle_embedding_request",
+        parameters=("self", "recv_req", "mm_cleanup"),
+        kind="around",
+        reason="the same for embedding requests",
+        upstream="check input_ids where token_ids_logprob is checked",
+    ),
+    Hook(
         target=f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init",
         parameters=("self", "req", "recv_req"),
         kind="around",

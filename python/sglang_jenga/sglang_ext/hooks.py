@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything Jenga attaches to in SGLang (:mod:`sglang_jenga.sglang_ext.hook_table`), checked before
-it is relied on.
+"""Everything Jenga attaches to in SGLang, checked before it is relied on.
+
+The table is :mod:`sglang_jenga.sglang_ext.hook_table`.
 
 SGLang logs and swallows a hook that fails to apply, and a server would then run on its own pools.
 So every symbol is checked twice: that it exists with the parameters we call (``check_symbols``, at

@@ -108,6 +108,8 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
         f"{_SRT}.managers.schedule_policy.SchedulePolicy.calc_priority": _calc_priority,
         f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode": _retract_decode,
         f"{_SRT}.managers.schedule_policy.PrefillAdder.add_chunked_req": _add_chunked_req,
+        f"{_SRT}.managers.scheduler.Scheduler._handle_generate_request": _handle_generate,
+        f"{_SRT}.managers.scheduler.Scheduler._handle_embedding_request": _handle_embedding,
         f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init": _validate_beam,
         (
             f"{_SRT}.managers.scheduler_components.internal_state"
@@ -193,6 +195,35 @@ def _add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -> Any:
     if is_ours and unfinished is req and req not in adder.can_run_list:
         return retract_half_done(req, adder)
     return unfinished
+
+
+def _handle_generate(
+    original: Callable[..., Any], scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if is_active():
+        from sglang_jenga.sglang_ext.vocabulary import answer_400, problem_for
+
+        why = problem_for(scheduler, recv_req)
+        if why is not None:
+            return answer_400(scheduler, recv_req, why)
+    return original(scheduler, recv_req, *args, **kwargs)
+
+
+def _handle_embedding(
+    original: Callable[..., Any], scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not is_active():
+        return original(scheduler, recv_req, *args, **kwargs)
+    from sglang_jenga.sglang_ext.vocabulary import mark_400, problem_for
+
+    why = problem_for(scheduler, recv_req)
+    if why is None:
+        return original(scheduler, recv_req, *args, **kwargs)
+    recv_req.input_ids = recv_req.input_ids[:1]
+    recv_req.input_ids[0] = 0
+    recv_req.mm_inputs = None
+    original(scheduler, recv_req, *args, **kwargs)
+    return mark_400(scheduler, recv_req.rid, why)
 
 
 def _validate_beam(

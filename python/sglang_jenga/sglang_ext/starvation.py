@@ -142,7 +142,6 @@ class Starvation:
         if aborted:
             logger.error("Jenga: out of memory, request %s aborted, %s", ", ".join(aborted), why)
 
-
     # ---- prompts that can go no further ----------------------------------------------------
 
     def note_half_done(self, allocator: ArenaAllocatorBase, tree_cache: Any, rid: str) -> None:
