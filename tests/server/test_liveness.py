@@ -97,17 +97,19 @@ def test_sessions_that_outgrow_the_arena_are_all_answered_and_right(server: Runn
         ("/generate", {"input_ids": [5], "return_logprob": True, "top_logprobs_num": 5000}),
         ("/generate", {"input_ids": [5], "return_logprob": True, "token_ids_logprob": [5000]}),
         ("/generate", {"input_ids": [5], "sampling_params": {"logit_bias": {"5000": 1}}}),
-        ("/generate", {"input_embeds": [[0.5, 0.5]]}),
-        ("/generate", {"input_embeds": [[0.5, 0.5], [0.5]]}),
+        ("/generate", {"input_ids": [5], "return_logprob": True, "logprob_start_len": -7}),
+        ("/generate", {"input_ids": [5], "sampling_params": {"top_k": 10**12, "temperature": 1}}),
+        ("/generate", {"input_ids": [[]]}),
     ],
 )
-def test_what_the_model_has_no_row_for_is_answered_400(
+def test_what_would_kill_the_scheduler_is_answered_400(
     server: RunningServer, path: str, body: dict[str, object]
 ) -> None:
     mark = server.log_size()
     reply = requests.post(f"{server.url}{path}", json=body, timeout=60)
     assert reply.status_code == 400, reply.text
-    assert any(word in reply.text for word in ("vocabulary", "hidden size", "logit_bias"))
+    named = ("vocabulary", "logit_bias", "logprob_start_len", "top_k", "empty")
+    assert any(word in reply.text for word in named), reply.text
     assert Client(server.url).generate(prompts.ask((5, VOCABULARY - 1), 2)).ids, "it still serves"
     assert "SIGQUIT" not in server.log_since(mark) and server.alive
 

@@ -22,6 +22,9 @@ from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 logger = logging.getLogger(__name__)
 
 
+_MOST = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
     """What a request may index. rows: of the embedding. logits: per position. hidden: a row's."""
@@ -50,7 +53,7 @@ def tables_of(model_config: Any, model: Any) -> Tables:
 
 def problem(request: Any, tables: Tables) -> str | None:
     """Why a tokenized request cannot be computed, None: it can. Nothing is changed."""
-    checks: tuple[Callable[[Any, Tables], str | None], ...] = (_ids, _stops, _top, _embeds)
+    checks: tuple[Callable[[Any, Tables], str | None], ...] = (_ids, _stops, _numbers, _embeds)
     for check in checks:
         found = check(request, tables)
         if found is not None:
@@ -60,7 +63,8 @@ def problem(request: Any, tables: Tables) -> str | None:
 
 def _ids(request: Any, tables: Tables) -> str | None:
     if not request.input_ids:
-        return None
+        is_missing = request.input_ids is not None and not getattr(request, "session_params", None)
+        return "input_ids is empty." if is_missing and request.mm_inputs is None else None
     ids = np.asarray(request.input_ids, dtype=np.int64)
     wrong = (ids < 0) | (ids >= tables.rows)
     if not wrong.any():
@@ -98,10 +102,19 @@ def _stops(request: Any, tables: Tables) -> str | None:
     return None
 
 
-def _top(request: Any, tables: Tables) -> str | None:
-    most = getattr(request, "top_logprobs_num", 0) or 0
-    if getattr(request, "return_logprob", False) and not 0 <= most <= tables.logits:
+def _numbers(request: Any, tables: Tables) -> str | None:
+    """Numbers that become indices, or go into tensors of 32 bits."""
+    sampling = request.sampling_params
+    for name in ("top_k", "min_new_tokens"):
+        value = getattr(sampling, name, None) or 0
+        if value > _MOST:
+            return f"{name} is {value}; at most {_MOST} is possible."
+    if not getattr(request, "return_logprob", False):
+        return None
+    if not 0 <= (most := request.top_logprobs_num or 0) <= tables.logits:
         return f"top_logprobs_num is {most}; the vocabulary has {tables.logits} tokens."
+    if (start := request.logprob_start_len) is not None and start < -1:
+        return f"logprob_start_len is {start}; -1 (no token of the prompt) is the least."
     return None
 
 
