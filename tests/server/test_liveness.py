@@ -20,6 +20,8 @@ SESSIONS, TURNS, TURN_TOKENS, PLAIN = 8, 4, 250, 4
 MOST_SECONDS = 240.0
 VOCABULARY = 1024
 
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("liveness")]
+
 
 @pytest.fixture(scope="module")
 def server(pytestconfig: pytest.Config) -> Iterator[RunningServer]:
@@ -37,7 +39,6 @@ def server(pytestconfig: pytest.Config) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.mark.server
 def test_sessions_that_outgrow_the_arena_are_all_answered_and_right(server: RunningServer) -> None:
     client, mark = Client(server.url), server.log_size()
     names = [client.open_session(streaming=True) for _ in range(SESSIONS)]
@@ -77,7 +78,6 @@ def test_sessions_that_outgrow_the_arena_are_all_answered_and_right(server: Runn
     assert server.trouble_since(mark) == []
 
 
-@pytest.mark.server
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -114,7 +114,6 @@ def test_what_would_kill_the_scheduler_is_answered_400(
     assert "SIGQUIT" not in server.log_since(mark) and server.alive
 
 
-@pytest.mark.server
 def test_a_session_goes_on_after_a_turn_that_was_answered_400(server: RunningServer) -> None:
     client = Client(server.url)
     where = {"session_params": {"id": client.open_session(streaming=True)}}
