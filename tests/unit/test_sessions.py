@@ -308,20 +308,27 @@ def test_a_request_that_cannot_fit_gets_an_error_that_names_the_holders() -> Non
     assert m.problems() == []
 
 
-def test_a_half_done_prompt_that_is_alone_and_cannot_go_on_starts_again_once() -> None:
+@pytest.mark.parametrize("is_freed", [True, False])
+def test_a_half_done_prompt_that_is_alone_and_cannot_go_on_starts_again_once(
+    is_freed: bool,
+) -> None:
     m = small(large_pages=101)
     loop = Loop(machine=m, may_give_up=True)
     req = m.request(text(0, 90), max_new=2)
     assert loop.submit(req)
     loop.step()
     assert loop.chunked is req
-    taken = m.arena.core.take(0, m.arena.core.num_available(0))
+    taken = m.arena.core.take(0, m.arena.core.num_available(0))  # somebody who never gives way
     loop.step()
-    loop.step()
-    assert loop.chunked is None or loop.chunked.prefix_len < 90
-    m.arena.core.free(0, taken)
-    loop.run(steps=100)
-    assert req.finished() or req.rid in loop.errors
+    assert req.retraction_count == 1 and not loop.errors, "it has started again"
+    if is_freed:
+        m.arena.core.free(0, taken)
+        loop.run(steps=100)
+        assert list(req.output_ids) == answer(text(0, 90), 2)
+    else:
+        loop.run(steps=5)
+        assert "slots held" in loop.errors[req.rid], "it got no further: the client is told"
+        m.arena.core.free(0, taken)
     assert m.problems() == []
 
 
