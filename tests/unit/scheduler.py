@@ -20,9 +20,9 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from machine import Machine
 
-#: Turns in which nobody is served although somebody waits: one in which a request that is alone
-#: gives up what it had, one in which it is found not to fit even so.
-MOST_IDLE_TURNS = 2
+#: Turns in which nobody is served although somebody waits: a request that is alone gives up its
+#: session's record in one, the prefix that it hit in one, and is found not to fit in one.
+MOST_IDLE_TURNS = 3
 
 
 class Stuck(AssertionError):

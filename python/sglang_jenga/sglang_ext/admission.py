@@ -82,10 +82,17 @@ class ArenaPrefillBudget(PrefillPass, PrefillBudget):
     def _give_up_candidate(self) -> None:
         """Nothing runs and the request does not fit: no later pass would be different.
 
-        So it starts afresh without its session's record, or is answered with an error.
+        So it starts afresh, without its session's record and then without the prefix that it hit,
+        whose slots may lie in more large pages than they would fill. If it has neither it is
+        answered with an error.
         """
-        if not self.tree_cache.session.evict_candidate():
-            give_up(self.tree_cache.candidate, self.allocator, self.tree_cache)
+        tree = self.tree_cache
+        if tree.session.evict_candidate():
+            return
+        if tree.candidate.prefix_len:
+            tree.starts_over = True  # not now: the prefix is pinned while it is decided on
+        else:
+            give_up(tree.candidate, self.allocator, tree)
 
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
         return chunk_limit if chunk_limit > 0 else None

@@ -171,6 +171,8 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
         from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
 
         tree_cache.session.forget_candidate()
+        if tree_cache.starts_over:
+            tree_cache.start_over()
         return ArenaPrefillBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     # ---- allocation ------------------------------------------------------------------------

@@ -67,6 +67,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
         #: The request that was matched last: admission decides on it next.
         self.candidate: Req | None = None
+        self.starts_over = False  # it is alone and did not fit: so the next pass begins
         #: Requests that wait, in order, as the scheduler saw them last.
         self.waiting: Sequence[Req] = ()
         #: Slots evicted since start, by component; images of cross layers aside.
@@ -250,8 +251,7 @@ class ArenaRadixCache(UnifiedRadixCache):
     def session_slots(self, kind: int) -> int:
         """Slots of one kind that only sessions hold, between their turns.
 
-        While requests run, prefixes that sessions pin in the tree count as theirs: who else pins
-        them is not known.
+        While requests run, prefixes that sessions pin in the tree count as theirs.
         """
         if self.session.num_idle and not self._arena.row_tokens.any():
             return int(self._arena.used_slots(kind)) - self.evictable_slots(kind)
@@ -304,6 +304,12 @@ class ArenaRadixCache(UnifiedRadixCache):
         for ct, num_tokens in tracker.items():
             self.evicted_tokens[ct] += num_tokens
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
+
+    def start_over(self) -> None:
+        """Evict all that nobody pins: a request that is alone needs it whole."""
+        self.starts_over = False
+        why = Eviction(cause="a request that is alone started over", starving_kind="full")
+        self.evict_until(lambda: False, why=lambda: why)
 
     def _evict_one(
         self, tracker: dict[ComponentType, int], sparing: Sparing = Sparing.NOTHING

@@ -75,6 +75,7 @@ def retract_half_done(refused: Req, adder: PrefillAdder) -> Req | None:
     rid = str(refused.rid)
     if may_restart:
         arena.starvation.note_half_done(arena, tree_cache, rid)
+        tree_cache.start_over()
     else:
         give_up(refused, arena, tree_cache)
     tree_cache.waiting.insert(0, refused)
