@@ -248,15 +248,6 @@ class ArenaRadixCache(UnifiedRadixCache):
         """Slots of one kind that requests can have: cached, or in idle records of sessions."""
         return self.evictable_slots(kind) + self.session.idle_slots(kind)
 
-    def session_slots(self, kind: int) -> int:
-        """Slots of one kind that only sessions hold, between their turns.
-
-        While requests run, prefixes that sessions pin in the tree count as theirs.
-        """
-        if self.session.num_idle and not self._arena.row_tokens.any():
-            return int(self._arena.used_slots(kind)) - self.evictable_slots(kind)
-        return self.session.idle_slots(kind)
-
     def evicted_tokens_by_kind(self) -> dict[str, int]:
         """Tokens evicted since start, by the tree's names of the kinds."""
         evicted = {component.name.lower(): n for component, n in self.evicted_tokens.items()}

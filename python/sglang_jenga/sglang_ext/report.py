@@ -88,7 +88,7 @@ def _kinds(arena: ArenaAllocatorBase, tree_cache: Any) -> list[dict[str, Any]]:
         page = kind.slots_per_small_page
         cached = tree_cache.evictable_slots(index)
         used = census.used_small_pages * page
-        sessions = tree_cache.session_slots(index)
+        sessions = tree_cache.session.held_slots(index)
         kinds.append(
             {
                 "name": kind.spec.name,

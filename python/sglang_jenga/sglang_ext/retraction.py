@@ -72,7 +72,7 @@ def retract_half_done(refused: Req, adder: PrefillAdder) -> Req | None:
         return refused
     may_restart = _may_restart(refused, refused.prefix_len)
     _release(refused, arena, tree_cache)
-    rid = str(refused.rid)
+    rid = digest_of(refused)
     if may_restart:
         arena.starvation.note_half_done(arena, tree_cache, rid)
         tree_cache.start_over()
@@ -90,7 +90,7 @@ def give_up(req: Req, arena: ArenaAllocatorBase, tree_cache: Any) -> None:
     if req.to_finish is not None:
         return
     message = _message(arena, tree_cache)
-    arena.starvation.note_given_up(str(req.rid), message)
+    arena.starvation.note_given_up(digest_of(req), message)
     req.set_finish_with_abort(message, status_code=503, err_type="ServiceUnavailable")
 
 

@@ -27,6 +27,7 @@ from sglang.srt.mem_cache.unified_cache.components.base import get_and_increase_
 from sglang.srt.session.streaming_session import StreamingSession
 
 from sglang_jenga.core.memory import Sparing
+from sglang_jenga.core.request_digest import request_digest
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -76,6 +77,17 @@ class ArenaSessions(StreamingSession):
     def num_idle(self) -> int:
         """Records, and request rows, that nothing runs on."""
         return len(self._idle)
+
+    def held_slots(self, kind: int) -> int:
+        """Slots of a kind (its index in the plan) that only sessions hold, between their turns.
+
+        While requests run, prefixes that sessions pin in the tree count as theirs: who else pins
+        them is not known.
+        """
+        cache = self.cache
+        if self._idle and not cache._arena.row_tokens.any():
+            return int(cache._arena.used_slots(kind)) - cache.evictable_slots(kind)
+        return self.idle_slots(kind)
 
     def idle_slots(self, kind: int) -> int:
         """Slots of a kind (its index in the plan) in idle records, those of the tree aside."""
@@ -174,7 +186,7 @@ class ArenaSessions(StreamingSession):
 
     def oldest_awaited(self, sparing: Sparing) -> tuple[str, float] | None:
         """The same of records that turns wait for: newcomers leave them."""
-        return None if sparing is Sparing.CHEAP else self.oldest(awaited=True)
+        return None if sparing >= Sparing.CHEAP else self.oldest(awaited=True)
 
     def evict(self, session_id: str, cause: str) -> bool:
         """Free an idle record; the session's next turn is computed from its tokens. True."""
@@ -185,7 +197,7 @@ class ArenaSessions(StreamingSession):
         logger.info(
             "Jenga: session %s gives way: %d tokens, %s; its next turn is computed from its "
             "tokens (%s)",
-            session_id,
+            request_digest(session_id),
             tokens,
             "a turn waits" if waits else "idle",
             cause,

@@ -42,7 +42,7 @@ def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
     for kind, census in zip(allocator.kinds, allocator.core.census(), strict=True):
         cached = tree_cache.evictable_slots(kind)
         used = allocator.used_slots(kind)
-        idle = tree_cache.session_slots(kind)
+        idle = tree_cache.session.held_slots(kind)
         parts.append(
             f"{census.name}: {census.large_pages} large pages, {used - cached - idle} slots held, "
             f"{cached} cached"

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from sglang_jenga.core.request_digest import request_digest
+
 logger = logging.getLogger(__name__)
 
 
@@ -168,7 +170,7 @@ def answer_400(scheduler: Any, request: Any, why: str) -> None:
         time_stats=request.time_stats,
     )
     req.tokenizer = scheduler.tokenizer
-    logger.error("Jenga: request %s is answered 400: %s", request.rid, why)
+    logger.error("Jenga: request %s is answered 400: %s", request_digest(request.rid), why)
     prepare_abort(req, why, status_code=HTTPStatus.BAD_REQUEST)
     scheduler.output_streamer.stream_output([req], False)
 
