@@ -177,10 +177,10 @@ def without(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (without(LLAMA, "architectures"), {}, "has no 'architectures'.*add it"),
-    ({**LLAMA, "architectures": ["A", "B"]}, {}, r"several 'architectures' \(A, B\)"),
+    ({**LLAMA, "architectures": ["A", "B"]}, {}, r"several 'architectures' \['A', 'B'\]"),
     ({**LLAMA, "architectures": ["LlamaForCausalLMX"]}, {}, "Did you mean LlamaForCausalLM"),
     ({**LLAMA, "architectures": ["DeepX"], "kv_lora_rank": 512}, {}, "'kv_lora_rank'.*no kind"),
-    ({**LLAMA, "architectures": ["Strange"]}, {}, "Strange, which cannot be planned.*Known are"),
+    ({**LLAMA, "architectures": ["Strange"]}, {}, "'Strange', which cannot be planned.*Known are"),
     (without(LLAMA, "num_hidden_layers"), {}, "LlamaForCausalLM: .* no 'num_hidden_layers'"),
     (without(LLAMA, "hidden_size"), {}, "no 'hidden_size'"),
     ({**LLAMA, "num_hidden_layers": "4"}, {}, "'num_hidden_layers' is '4', expected a whole"),
@@ -189,7 +189,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (LLAMA, {"tp": 3}, "num_key_value_heads 4 does not split over --tp 3"),
     (LLAMA, {"tp": 6}, "does not split over --tp 6"),
     (LLAMA, {"dtype": "int8"}, "--dtype 'int8' is unknown: one of"),
-    ({**LLAMA, "torch_dtype": "float8"}, {}, "dtype 'float8' is unknown"),
+    ({**LLAMA, "torch_dtype": "float8"}, {}, "'torch_dtype' 'float8' is unknown"),
     ({**GEMMA3, "layer_types": ["full_attention"]}, {}, "one entry for each of the 4.* it has 1"),
     ({**GEMMA3, "layer_types": ["odd"] * 4}, {}, r"entries \['odd'\], known are"),
     ({**GEMMA3, "layer_types": ["sliding_attention"] * 4}, {}, "like every other layer"),
@@ -224,11 +224,6 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {**PUBLISHED["qwen3-next-80b"].config, "layer_types": ["full_attention"] * 48},
         {},
         "'layer_types' and 'full_attention_interval' 4 disagree",
-    ),
-    (
-        {**LLAMA, "quantization_config": {"kv_cache_scheme": {"num_bits": 8}}},
-        {},
-        r"quantization_config\.kv_cache_scheme.*--kv-cache-dtype",
     ),
 ]
 

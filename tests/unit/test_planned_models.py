@@ -139,7 +139,7 @@ def test_sglang_holds_published_architectures_as_we_say(name: str) -> None:
 
     stored = read_model(PUBLISHED[name].config)
     hybrid = is_hybrid_swa_model([stored.architecture], None)
-    assert (stored.family.stock == "windows") is bool(hybrid)
-    assert (stored.family.stock == "states") is (stored.kinds.states is not None)
+    assert (stored.stock == "windows") is bool(hybrid)
+    assert (stored.stock == "states") is (stored.kinds.states is not None)
     if stored.architecture in _MAMBA_EXTRA_BUFFER_ARCHS:
         assert stored.family.state_slots == 5

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.printable import shown
 
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?:([KMGT])(I?B)?|B)?\s*", re.IGNORECASE)
+_SIZE = re.compile(
+    r"\s*([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*(?:([KMGT])(I?B)?|B)?\s*", re.IGNORECASE
+)
 #: More than any machine has, and little enough for every sum that is made of it.
 _MOST_BYTES = 2**60
 
@@ -30,9 +31,10 @@ def parse_size(text: str, *, name: str) -> int:
             f"{name}={shown(text)} is not a size: write bytes or a number with a unit, such as "
             "24GiB or 512M"
         )
-    number, unit, suffix = match.groups(default="")
+    whole, part, unit, suffix = match.groups(default="")
     units = _DECIMAL if suffix.upper() == "B" else _BINARY
-    num_bytes = int(Fraction(number) * (units[unit.upper()] if unit else 1))
+    scale = units[unit.upper()] if unit else 1
+    num_bytes = int(whole + part) * scale // 10 ** len(part)
     if num_bytes < 1:
         raise ConfigError(f"{name}={shown(text)} is zero: leave it out to take the stock size")
     if num_bytes > _MOST_BYTES:

@@ -29,6 +29,8 @@ class Family:
     state_slots: states that SGLang's own pools set aside for each running request (its
         ``_calculate_mamba_ratio``): 5 where kernels write snapshots, else 3.
     page_one: the runtime serves it with pages of one token only.
+    auto_kv: whether ``--kv-cache-dtype auto`` finds how a checkpoint's K/V is quantised: it asks
+        the model, and some model files do not keep it.
     note: what else a user must know.
     """
 
@@ -40,12 +42,18 @@ class Family:
     images: Literal["none", "cross", "always", "flag"] = "none"
     state_slots: int = 0
     page_one: bool = False
+    auto_kv: bool = True
     note: str = ""
 
 
-_GEMMA2 = {"head_dim": 256, "num_key_value_heads": 4, "sliding_window": 4096}
+_GEMMA2 = {
+    "head_dim": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+}
 _GEMMA3 = {**_GEMMA2, "sliding_window_pattern": 6}
-_GEMMA4 = {"head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
+_GEMMA4 = {**_GEMMA2, "sliding_window": 512}
 _QWEN3_NEXT = {
     "head_dim": 256,
     "linear_conv_kernel_dim": 4,
@@ -141,6 +149,7 @@ FAMILIES: tuple[Family, ...] = (
         layers=text.olmo3,
         model_type="olmo3",
         defaults={"sliding_window": 4096, "sliding_window_pattern": 4},
+        auto_kv=False,
     ),
     Family(
         architectures=("Exaone4ForCausalLM",),
@@ -207,6 +216,7 @@ FAMILIES: tuple[Family, ...] = (
             "mamba_d_state": 16,
             "mamba_expand": 2,
         },
+        auto_kv=False,
         stock="states",
         state_slots=5,
     ),
