@@ -23,6 +23,7 @@ from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.sizes import format_bytes
 from sglang_jenga.core.sizing import size_arena as core_size_arena
+from sglang_jenga.sglang_ext.apart import require_known_rows, require_rows_in_layers
 from sglang_jenga.sglang_ext.arena_bytes import (
     ArenaBytes,
     Share,
@@ -91,11 +92,10 @@ def classify(runner: Any) -> None:
     from sglang.srt.runtime_context import attention_backends
 
     config = runner.model_config
-    if runner.use_mla_backend:
-        raise ConfigError(
-            "--radix-cache-backend jenga: the model stores latent (MLA) rows, which are not a "
-            "kind here yet. Drop --radix-cache-backend to serve it with SGLang's own pools."
-        )
+    require_known_rows(config, latent=runner.use_mla_backend)
+    require_rows_in_layers(runner.model, config.hf_config.architectures[0])
+    if config.is_encoder_decoder:
+        require_checked_encoder(config.hf_config.architectures, runner.page_size)
     recurrent = mambaish_config(config)
     states = None if recurrent is None else state_layers(recurrent.mamba2_cache_params)
     if states is not None and states.temporal_shape is None and is_cuda(runner.device):
@@ -108,7 +108,6 @@ def classify(runner: Any) -> None:
     if embedding_cache_bytes(config):
         kinds = replace(kinds, embedding=(config.hidden_size, config.dtype))
     if config.is_encoder_decoder:
-        require_checked_encoder(kinds, config.hf_config.architectures, runner.page_size)
         runner.model.images_apart = True
     check_backends(attention_backends(), kinds.window_policy)
     stock = StockSplit(

@@ -22,6 +22,8 @@ _FIELDS: Mapping[str, str] = {
     "sparse_attention_config": "index keys of sparse attention beside its K/V",
     "sparse_attention_freq": "index keys of sparse attention beside its K/V",
 }
+#: Those that say so on a server, too, where SGLang itself knows which models have latent rows.
+FIELDS_OF_KEYS = tuple(name for name in _FIELDS if name != "kv_lora_rank")
 #: Beginnings of names, where a configuration leaves these fields to the model's file.
 _NAMES: Mapping[str, str] = {
     "DeepseekV4": _FIELDS["compress_ratios"],
@@ -37,8 +39,8 @@ def stored_apart(architecture: str, text: Mapping[str, Any]) -> str:
     """
     for field, rows in _FIELDS.items():
         if text.get(field):
-            return f"{rows} ({field!r} is set), which are no kind of the arena"
+            return f"{rows} ({field!r} is set)"
     for name, rows in _NAMES.items():
         if architecture.startswith(name):
-            return f"{rows}, which are no kind of the arena"
+            return rows
     return ""
