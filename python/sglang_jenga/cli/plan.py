@@ -17,7 +17,7 @@ from sglang_jenga.core.configs.read import ServeFlags, StoredModel, read_model
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import KindSpec
 from sglang_jenga.core.managers import Capacity, Lengths, Scene, compare
-from sglang_jenga.core.printable import printable
+from sglang_jenga.core.printable import printable, shown
 from sglang_jenga.core.sizes import format_bytes
 from sglang_jenga.core.sizing import SizedArena, size_arena
 
@@ -31,6 +31,7 @@ names: {", ".join(PUBLISHED)}
 #: SGLang's cache of image embeddings (SGLANG_VLM_CACHE_SIZE_MB), whose bytes the arena takes over.
 _SIDE_CACHE_BYTES = 100 * 2**20
 _USUAL_MEMORY_BYTES = 80 * 2**30
+_MOST_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--page-size", type=_count, default=1, help="tokens (%(default)s)")
     parser.add_argument(
-        "--chunked-prefill-size", type=int, metavar="TOKENS", help="-1: whole prompts (8192)"
+        "--chunked-prefill-size", type=_whole, metavar="TOKENS", help="-1: whole prompts (8192)"
     )
     parser.add_argument("--enable-multimodal", action="store_true", help="as the server's flag")
     parser.add_argument("--draft", metavar="CONFIG", help="a draft model in the same arena")
     parser.add_argument("--prompt-tokens", type=_count, default=4096, help="(%(default)s)")
-    parser.add_argument("--output-tokens", type=int, default=512, help="(%(default)s)")
+    parser.add_argument("--output-tokens", type=_whole, default=512, help="(%(default)s)")
     parser.add_argument(
-        "--image-tokens", type=int, help="of a request, in cross layers (one picture's)"
+        "--image-tokens", type=_whole, help="of a request, in cross layers (one picture's)"
     )
     add_output(parser)
 
@@ -162,9 +163,22 @@ def make_report(args: argparse.Namespace) -> Report:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _whole(text: str) -> int:
+    """A number of tokens or ranks."""
+    try:
+        number = int(text) if len(text) <= _MOST_DIGITS else None
+    except ValueError:
+        number = None
+    if number is None:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a whole number of at most {_MOST_DIGITS} digits"
+        )
     return number
 
 

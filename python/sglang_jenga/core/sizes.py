@@ -34,7 +34,7 @@ def parse_size(text: str, *, name: str) -> int:
     whole, part, unit, suffix = match.groups(default="")
     units = _DECIMAL if suffix.upper() == "B" else _BINARY
     scale = units[unit.upper()] if unit else 1
-    num_bytes = int(whole + part) * scale // 10 ** len(part)
+    num_bytes = int(whole + part) * scale // int(10 ** len(part))
     if num_bytes < 1:
         raise ConfigError(f"{name}={shown(text)} is zero: leave it out to take the stock size")
     if num_bytes > _MOST_BYTES:

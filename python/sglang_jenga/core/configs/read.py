@@ -74,7 +74,7 @@ def read_model(
     """
     flags = flags or ServeFlags()
     fields, family = _fields(config, flags)
-    computed_in = model_dtype(fields, flags.dtype)
+    computed_in = family.forced_dtype(config) or model_dtype(fields, flags.dtype)
     quantised = KvQuantisation()
     if flags.kv_cache_dtype == "auto":
         quantised = kv_quantisation(config, quant, seen=family.auto_kv)
@@ -149,7 +149,10 @@ _SHARED = ("dtype", "torch_dtype", "quantization_config")
 
 def _unknown(architecture: str, text: Mapping[str, Any]) -> str:
     if apart := stored_apart(architecture, text):
-        return f"{shown(architecture)} stores {apart}: serve it with SGLang's own pools"
+        return (
+            f"{shown(architecture)} stores {apart}, which are no kind of the arena: serve it with "
+            "SGLang's own pools"
+        )
     same = [known for known in BY_ARCHITECTURE if _letters(known) == _letters(architecture)]
     meant = f" Did you mean {' or '.join(same)}?" if same else ""
     return (
