@@ -31,7 +31,9 @@ def test_sizes_are_bytes_or_a_number_with_a_unit(text: str, expected: int) -> No
     assert parse_size(text, name="SIZE") == expected
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-4G", "4 potatoes", "1e9", "4GG", "0x10", " ", "100iB", "\u0664G"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-4G", "4 potatoes", "1e9", "4GG", "0x10", " ", "100iB", "\u0664G"]
+)
 def test_other_sizes_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=r"SIZE=.*is not a size: .*such as 24GiB or 512M"):
         parse_size(text, name="SIZE")
