@@ -187,3 +187,16 @@ def test_a_model_that_cannot_be_planned_is_left_to_the_server(
     )
     verdict = doctor(tmp_path, "--json-model-override-args", '{"max_position_embeddings": 512}')
     assert not verdict.problems and "changes the model" in verdict.arena
+
+
+def test_ranks_without_cores_and_attention_replicas_are_said_first(
+    tiny_gemma3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sglang.srt.utils.common.get_cpu_ids_by_node", lambda: ["0,1"])
+    monkeypatch.delenv("SGLANG_CPU_OMP_THREADS_BIND", raising=False)
+    for flags in (["--tp-size", "3"], ["--dp-size", "2"]):
+        (said,) = doctor(tiny_gemma3, *flags).problems
+        assert "ranks, each of which needs cores of its own" in said
+    replicas = ["--enable-dp-attention", "--tp-size", "2", "--dp-size", "2"]
+    (said,) = doctor(tiny_gemma3, *replicas).problems
+    assert "attention data parallelism" in said and "does not run on a plain CPU" in said

@@ -30,7 +30,8 @@ def _check_first(server_args: Any, previous: Callable[[Any], None]) -> None:
     if view.device == "cpu":
         require_known_cache(view.radix_cache_backend)
         require_no_attention_replicas(view.attn_dp_size)
-        require_cores(view.tp_size, view.dp_size, view.pp_size)
+        if view.nnodes == 1:
+            require_cores(view.tp_size, view.dp_size, view.pp_size)
     previous(server_args)
 
 
@@ -43,7 +44,9 @@ def require_known_cache(backend: str | None) -> None:
         return
     allowed = os.environ.get(_PLUGINS)
     installed = sorted({ep.name for ep in entry_points(group=_GROUP)})
-    what = f"--radix-cache-backend {backend[:80]!r} is not registered: SGLang knows {known or 'none'}"
+    what = (
+        f"--radix-cache-backend {backend[:80]!r} is not registered: SGLang knows {known or 'none'}"
+    )
     if allowed:
         left_out = [name for name in installed if name not in _names(allowed)]
         raise ValueError(
