@@ -56,7 +56,7 @@ def server_says(
         mambaish_config=None,
         kv_cache_dtype=torch.float32,
         page_size=page_tokens,
-        server_args=SimpleNamespace(context_length=context_length),
+        server_args=SimpleNamespace(context_length=context_length, max_mamba_cache_size=None),
         layer_info=None,
         is_hybrid_swa=False,
     )
