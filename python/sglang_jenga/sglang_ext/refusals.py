@@ -13,21 +13,22 @@ from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.policies import Chunked, TokenPolicy, Window
+from sglang_jenga.core.printable import shown
 from sglang_jenga.sglang_ext.config import load_config
+from sglang_jenga.sglang_ext.refusal import Refusal
 from sglang_jenga.sglang_ext.refusal_table import (
     ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
     ENCODER_ARCHITECTURES,
     OWN_POLICY_BACKENDS,
     REFUSALS,
-    Refusal,
 )
 
 
 def problem(row: Refusal, value: Any) -> str:
     """The message for one refused value."""
     return (
-        f"{row.flag} (value {value!r}) does not work with --radix-cache-backend jenga: "
+        f"{row.flag} (value {shown(value)}) does not work with --radix-cache-backend jenga: "
         f"{row.reason}. Instead: {row.alternative}."
     )
 
@@ -46,6 +47,7 @@ def check_early(server_args: Any) -> None:
     """
     load_config()
     _check(server_args, REFUSALS)
+    require_whole_pages(server_args.page_size, server_args.chunked_prefill_size)
 
 
 def check_resolved(server_args: Any) -> None:
@@ -64,6 +66,27 @@ def check_resolved(server_args: Any) -> None:
     view = resolving_view(server_args)
     require_known_rows(model_config_of(view), latent=use_mla_backend(view))
     _check(view, [row for row in REFUSALS if not row.explicit_only])
+    require_whole_pages(view.page_size, view.chunked_prefill_size)
+
+
+def require_whole_pages(page_tokens: int | None, chunk_tokens: int | None) -> None:
+    """Refuse a page size that does not divide the chunks of prompts.
+
+    Args:
+        page_tokens: ``--page-size``, at least 1. None: not known yet.
+        chunk_tokens: ``--chunked-prefill-size``; None: not known yet; below 1: prompts are not cut.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    if page_tokens is None or chunk_tokens is None or chunk_tokens < 1:
+        return
+    if chunk_tokens % page_tokens:
+        raise ConfigError(
+            f"--page-size {page_tokens} does not divide --chunked-prefill-size {chunk_tokens}: a "
+            "chunk ends with a page. Instead: use a page size that divides it, a multiple of the "
+            "page size, or -1 (whole prompts)."
+        )
 
 
 def check_backends(backends: Iterable[str | None], window: TokenPolicy | None) -> None:
