@@ -35,7 +35,7 @@ def serve(m: Machine, prompt: list[int], **kwargs: int) -> HitReport:
     req = m.prefill(prompt, **kwargs)
     m.decode([req])
     m.finish(req)
-    return m.tree.hits._reports[request_digest(req.rid)]
+    return m.tree.hits.report(request_digest(req.rid))
 
 
 def evict_windows(m: Machine, cause: str) -> None:
