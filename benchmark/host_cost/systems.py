@@ -219,9 +219,7 @@ class Jenga(System):
         specs = kinds.specs(DTYPE)
         per_token = sum(spec.payload_bytes for spec in specs)
         plan = plan_arena(specs, arena_bytes=tokens * per_token, page_tokens=self.page_tokens)
-        demand = DemandModel(
-            page_tokens=self.page_tokens, window=kinds.window_policy, chunk_tokens=None
-        )
+        demand = DemandModel(plan=plan, window=kinds.window_policy, chunk_tokens=None)
         buffer = ArenaBuffer(plan, self.device)
         self.allocator = build_allocator(
             buffer, kinds, self.rows, demand, dtype=DTYPE, device=self.device

@@ -60,7 +60,7 @@ class ArenaMemory:
         self.demand = demand
         self.page_size = plan.page_tokens
         self.core = ArenaAllocator(
-            plan, num_rows=num_rows, run_small_pages=demand.run_small_pages(plan)
+            plan, num_rows=num_rows, run_small_pages=demand.run_small_pages
         )
         self.kinds = tuple(range(len(plan.kinds)))
         policies = [type(kind.spec.policy) for kind in plan.kinds]
@@ -71,6 +71,11 @@ class ArenaMemory:
         self.state_kind, self.cross_kind, self.vision_kind = (
             policies.index(p) if p in policies else None for p in (State, Cross, Vision)
         )
+        #: What a demand is counted from, in one list: each kind's small pages and slots per page.
+        self._levels = [
+            (level, kind.slots_per_small_page)
+            for level, kind in zip(self.core.small_pages, plan.kinds, strict=True)
+        ]
         #: The request matched last, which admission decides on next.
         self.candidate = ""
         #: Image tokens that the request matched last must still compute: the next candidate.
@@ -120,12 +125,11 @@ class ArenaMemory:
         Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
         ``ceil((pinned + asked) / small_pages_per_large_page)``.
         """
-        large = 0
-        for kind, plan in enumerate(self.plan.kinds):
-            evictable = cache.evictable_slots(kind) // plan.slots_per_small_page
-            pinned = self.core.num_used(kind) - evictable
-            large += -(-(pinned + small_pages[kind]) // plan.small_pages_per_large_page)
-        return large <= self.plan.usable_large_pages
+        room = self.core.large.num_usable
+        for kind, (level, slots_per_page) in enumerate(self._levels):
+            pinned = level.used - cache.evictable_slots(kind) // slots_per_page
+            room += -(pinned + small_pages[kind]) // level.pages_per_large
+        return room >= 0
 
     def close_row(self, row: int) -> None:
         """The request on ``row`` is gone: its reserved pages become free."""

@@ -58,6 +58,12 @@ class ArenaRadixCache(UnifiedRadixCache):
             self.embeddings.attach_tree(self)
         policies = self._policies_by_component()
         self._components_by_kind = {name: ct for ct, (name, _) in policies.items()}
+        #: The same by index in the plan, the full kind included.
+        self._component_at = {FULL_INDEX: BASE_COMPONENT_TYPE} | {
+            index: self._components_by_kind[kind.spec.name]
+            for index, kind in enumerate(arena.plan.kinds)
+            if kind.spec.name in self._components_by_kind
+        }
         #: What hits were, and why no longer.
         self.hits = HitLog(policies, has_images=arena.cross_kind is not None)
         #: Who is being made room for, where nobody said so.
@@ -218,16 +224,13 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def evictable_slots(self, kind: int) -> int:
         """Slots of one kind (its index in the plan) that are cached and nobody pins."""
+        component = self._component_at.get(kind)
+        if component is not None:
+            slots: int = self.tree_core.component_evictable_size_[component]
+            return slots
         if kind == self._arena.vision_kind:
             return int(self._arena.used_slots(kind))
-        if self.disable:
-            return 0
-        if kind == FULL_INDEX:
-            return int(self.full_evictable_size())
-        if kind == self._arena.cross_kind:
-            return int(self.tree_core.evictable_images)
-        is_state = kind == self._arena.state_kind
-        return int(self.mamba_evictable_size() if is_state else self.swa_evictable_size())
+        return 0 if self.disable else int(self.tree_core.evictable_images)
 
     def evicted_tokens_by_kind(self) -> dict[str, int]:
         """Tokens evicted since start, by the tree's names of the kinds."""

@@ -282,7 +282,7 @@ def _require_one_request(
                 kvc.model_config.context_len,
             )
         return
-    pages = demand.pages_of_longest(plan, least)
+    pages = demand.pages_of_longest(least)
     parts = ", ".join(
         f"{kind.spec.name} {need} small pages ({format_bytes(need * kind.small_page_bytes)})"
         for kind, need in zip(plan.kinds, pages, strict=True)
