@@ -45,6 +45,7 @@ def make_machine(
     cached: bool = True,
 ) -> Machine:
     """The smallest arena in which a request of ``longest`` tokens fits alone."""
+
     def holds(large_pages: int) -> bool:
         plan = make_plan(kinds, page_tokens=page_tokens, large_pages=large_pages)
         demand = DemandModel(plan=plan, window=kinds.window_policy, chunk_tokens=chunk_tokens)

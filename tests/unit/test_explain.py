@@ -73,6 +73,19 @@ def test_a_branch_whose_window_went_names_the_first_token_it_lacks_and_who_took_
     assert report.rest_evicted_by is None, "the rest of the prompt is new"
 
 
+def test_a_report_tells_of_the_start_whatever_goes_later() -> None:
+    m = machine()
+    serve(m, PROMPT)
+    evict_windows(m, "request 7 started")
+    req = m.prefill([*PROMPT[:60], 1, 2, 3])
+    before = m.tree.hits.report(req.rid)
+    m.decode([req])
+    m.finish(req)
+    evict_windows(m, "request 8 started")
+    assert m.tree.hits.report(req.rid) == before
+    assert before.evicted_by is not None and before.evicted_by.cause == "request 7 started"
+
+
 def test_full_slots_that_went_are_told_from_text_that_is_new() -> None:
     m = machine()
     serve(m, PROMPT)

@@ -125,6 +125,11 @@ class ArenaMemory:
         Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
         ``ceil((pinned + asked) / small_pages_per_large_page)``.
         """
+        free = self.core.large.num_free
+        for (level, _), asked in zip(self._levels, small_pages, strict=True):
+            free += -asked // level.pages_per_large
+        if free >= 0:  # without evicting anything
+            return True
         room = self.core.large.num_usable
         for kind, (level, slots_per_page) in enumerate(self._levels):
             pinned = level.used - cache.evictable_slots(kind) // slots_per_page

@@ -29,7 +29,7 @@ from sglang_jenga.core.holes import choose_pages
 from sglang_jenga.core.large_pages import NO_IDS, IntArray, LargePages
 
 #: Up to here one row after the other is faster than all at once.
-_FEW_ROWS: Final = 4
+_FEW_ROWS: Final = 2
 
 FREE: Final = 0
 RESERVED: Final = 1
@@ -165,19 +165,29 @@ class SmallPages:
         num_own = int(own.sum())
         more = counts - own if num_own else counts
         self.cursor[rows] = start + own
-        capacity = -(-more // n) * n
-        ends = capacity.cumsum()
-        fresh = self._own_large(int(ends[-1]) // n)
-        # A row's pages lie together: the first ``more`` are handed out, the rest is its new run.
-        given = fresh[np.arange(len(fresh)) < (ends - capacity + more).repeat(capacity)]
-        self.state[fresh] = RESERVED
-        self.state[given] = USED
+        num_large = -(-more // n)
+        last = num_large.cumsum() - 1
+        large = self.large.take(self.index, int(last[-1]) + 1)
+        self.num_taken[large] = n
+        self.state_of_large[large] = USED
+        if n == 1:
+            given = large
+        else:
+            # A row's pages lie together: the first ``more`` are handed out, the rest of its last
+            # large page is its new run.
+            rest = num_large * n - more
+            opened = rest.nonzero()[0]
+            rest, limits = rest[opened], (large[last[opened]] + 1) * n
+            self.limit[rows[opened]] = limits
+            self.cursor[rows[opened]] = limits - rest
+            place = np.arange(int(rest.sum())) - (rest.cumsum() - rest).repeat(rest)
+            self.state[place + (limits - rest).repeat(rest)] = RESERVED
+            is_given = np.ones((len(large), n), dtype=np.bool_)
+            is_given.reshape(-1)[place + ((last[opened] + 1) * n - rest).repeat(rest)] = False
+            given = (large[:, None] * n + self._offsets)[is_given]
+            self.reserved += len(place)
         self.used += len(given) + num_own
-        self.reserved += len(fresh) - len(given) - num_own
-        opened = more.nonzero()[0]
-        limits = fresh[ends[opened] - 1] + 1
-        self.limit[rows[opened]] = limits
-        self.cursor[rows[opened]] = limits - (capacity - more)[opened]
+        self.reserved -= num_own
         if not num_own:
             return given
         begin = counts.cumsum() - counts
@@ -321,10 +331,10 @@ class SmallPages:
 
         What ``rows`` are about to take from their own runs (``counts``) is left alone.
         """
-        unused = self.limit - self.cursor
-        unused[rows] = np.maximum(unused[rows] - counts, 0)
         if missing <= 0:
             return
+        unused = self.limit - self.cursor
+        unused[rows] = np.maximum(unused[rows] - counts, 0)
         for row in np.argsort(-unused, kind="stable").tolist():
             length = min(missing, int(unused[row]))
             if length == 0:
