@@ -108,8 +108,8 @@ class LargePages:
         total = self.num_free + sum(self.num_owned_by_kind) + 1
         if total != self.num_large_pages:
             out.append(
-                f"large pages: free {self.num_free} + owned {self.num_owned_by_kind} + sink 1 = {total},"
-                f" expected {self.num_large_pages}"
+                f"large pages: free {self.num_free} + owned {self.num_owned_by_kind} + sink 1 "
+                f"= {total}, expected {self.num_large_pages}"
             )
         if self._owner[SINK_LARGE_PAGE] != _SINK:
             out.append("large pages: the sink lost its mark, padded writes would hit live data")

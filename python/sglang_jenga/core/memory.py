@@ -59,9 +59,7 @@ class ArenaMemory:
         self.plan = plan
         self.demand = demand
         self.page_size = plan.page_tokens
-        self.core = ArenaAllocator(
-            plan, num_rows=num_rows, run_small_pages=demand.run_small_pages
-        )
+        self.core = ArenaAllocator(plan, num_rows=num_rows, run_small_pages=demand.run_small_pages)
         self.kinds = tuple(range(len(plan.kinds)))
         policies = [type(kind.spec.policy) for kind in plan.kinds]
         #: Kinds that hold a slot for each token of text: all of them grow together.

@@ -166,11 +166,10 @@ class HitLog:
         setattr(req, WALK, None)
         if req.retraction_count:
             return
-        full_only, last, passed = 0, root, ()
-        for last, num_tokens, _ in walk.steps:
-            full_only += num_tokens
-        if walk.hit_tokens < full_only:
-            passed = tuple(self._passed(step) for step in walk.steps)
+        full_only = sum([step.num_tokens for step in walk.steps])
+        is_cut = walk.hit_tokens < full_only
+        passed = tuple(self._passed(step) for step in walk.steps) if is_cut else ()
+        last = walk.steps[-1].node if walk.steps else root
         gone = last.component_data[ComponentType.FULL].metadata.get(_CHILDREN)
         start = Start(
             digest_of(req),
