@@ -249,10 +249,9 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
                 table[row, :start] = prefix[:start].numpy()
             more = taken + end - start
             table[row, start:end] = slots[taken:more]
+            self.row_tokens[row] = end
+            self.slide_at[row] = 0
             taken = more
-        rows = [extent.row for extent in extents]
-        self.row_tokens[rows] = [extent.end for extent in extents]
-        self.slide_at[rows] = 0
 
     def decode(self, rows: IntArray, seq_lens: IntArray) -> IntArray:
         """One more token for each row; returns its full slot id. ``seq_lens``: tokens before it.
