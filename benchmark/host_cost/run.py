@@ -201,6 +201,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
     from sglang.srt.runtime_context import get_context, get_server_args
+
     from systems import STATE_CHUNK_TOKENS
 
     torch.set_num_threads(1)

@@ -27,6 +27,18 @@ _FREE = -1
 _SINK = -2
 
 
+def join(parts: list[IntArray]) -> IntArray:
+    """Ids one list after the other; may be one of ``parts`` itself."""
+    return parts[0] if len(parts) == 1 else np.concatenate([NO_IDS, *parts])
+
+
+def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """``starts[i] .. starts[i] + lengths[i] - 1`` for every i, one after the other."""
+    before = lengths.cumsum() - lengths
+    ids: IntArray = np.arange(int(lengths.sum())) + (starts - before).repeat(lengths)
+    return ids
+
+
 class LargePages:
     """The free stack of large pages and the owner (kind index) of each.
 
