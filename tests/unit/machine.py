@@ -133,7 +133,7 @@ class Machine:
         self.chunk_tokens = chunk_tokens
         self.plan = make_plan(kinds, page_tokens=page_tokens, large_pages=large_pages)
         self.demand = DemandModel(
-            page_tokens=page_tokens, window=kinds.window_policy, chunk_tokens=chunk_tokens
+            plan=self.plan, window=kinds.window_policy, chunk_tokens=chunk_tokens
         )
         buffer = ArenaBuffer(self.plan, device)
         self.rows = build_rows(

@@ -107,7 +107,7 @@ def test_finished_conversations_take_the_whole_arena_and_give_it_up() -> None:
     for i in range(60):
         serve(m, [(i * 37 + j) % VOCABULARY for j in range(30)], output=2)
     assert m.tree.mamba_evictable_size() > 3
-    longest = m.demand.longest_request_tokens(m.plan)
+    longest = m.demand.longest_request_tokens
     loop = Loop(machine=m)
     big = m.request([j % VOCABULARY for j in range(longest - 10)], max_new=8)
     assert loop.submit(big)

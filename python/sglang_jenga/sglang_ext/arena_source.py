@@ -83,7 +83,7 @@ def require_one_request(
     plan, least = sized.plan, asked_tokens or 4 * page_tokens
     if sized.longest_request_tokens >= least:
         return
-    pages = sized.demand.pages_of_longest(plan, least)
+    pages = sized.demand.pages_of_longest(least)
     parts = ", ".join(
         f"{kind.spec.name} {need} small pages ({format_bytes(need * kind.small_page_bytes)})"
         for kind, need in zip(plan.kinds, pages, strict=True)

@@ -23,6 +23,7 @@ from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, note_piece
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
+from sglang_jenga.sglang_ext.rematch import LastMatch
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
 from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
@@ -58,10 +59,17 @@ class ArenaRadixCache(UnifiedRadixCache):
             self.embeddings.attach_tree(self)
         policies = self._policies_by_component()
         self._components_by_kind = {name: ct for ct, (name, _) in policies.items()}
+        #: The same by index in the plan, the full kind included.
+        self._component_at = {FULL_INDEX: BASE_COMPONENT_TYPE} | {
+            index: self._components_by_kind[kind.spec.name]
+            for index, kind in enumerate(arena.plan.kinds)
+            if kind.spec.name in self._components_by_kind
+        }
         #: What hits were, and why no longer.
         self.hits = HitLog(policies, has_images=arena.cross_kind is not None)
         #: Who is being made room for, where nobody said so.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
+        self._last_match = LastMatch(get_and_increase_time_counter)
         #: Requests that wait, in order, as the scheduler saw them last.
         self.waiting: Sequence[Req] = ()
         #: Slots evicted since start, by component; images of cross layers aside.
@@ -88,8 +96,12 @@ class ArenaRadixCache(UnifiedRadixCache):
 
         They are cached all or none (:class:`ImageTreeCore`).
         """
-        self.tree_core.steps = []
-        result = super().match_prefix(params)
+        again = self._last_match.again(params)
+        if again is None:
+            self.tree_core.steps = []
+            result = super().match_prefix(params)
+        else:
+            result = again
         req = params.req
         if req is None:
             return result
@@ -98,14 +110,16 @@ class ArenaRadixCache(UnifiedRadixCache):
         if self._arena.cross_kind is not None:
             images = image_tokens_of(req)
             self._arena.candidate_images = 0 if result.device_prefix_len else images
-        if not self.disable:
+        if not self.disable and again is None:
             setattr(req, WALK, self.tree_core.walk(params.key, result.device_prefix_len, images))
+            self._last_match.keep(params, result)
         if self.supports_mamba():
             result = result._replace(mamba_branching_seqlen=state_branch(self, req, result))
         return result
 
     def note_start(self, req: Req) -> None:
         """``req`` starts to run on the prefix that it matched last."""
+        self._last_match.forget()
         self._arena.starvation.note_start(digest_of(req))
         if not self.disable:
             self.hits.note_start(req, self.tree_core.root_node)
@@ -165,6 +179,7 @@ class ArenaRadixCache(UnifiedRadixCache):
     def release_swa_prefix_lock(self, req: Req) -> None:
         """A prompt's window is pinned no longer than it is read; a head is read for good."""
         if not self.window_policy.head_tokens:
+            self._last_match.forget()
             super().release_swa_prefix_lock(req)
 
     def shorten_prefix_lock(self, req: Req) -> None:
@@ -188,6 +203,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         pinned_tokens = min(self.window_policy.span_tokens or 0, prefix_tokens)
         if 0 < read_tokens <= pinned_tokens - self._arena.demand.unpin_tokens:
             window = self.tree_core.components_by_type[kind]
+            self._last_match.forget()
             window.shorten_lock(node, lock.receipt, read_tokens)
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
@@ -218,16 +234,13 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def evictable_slots(self, kind: int) -> int:
         """Slots of one kind (its index in the plan) that are cached and nobody pins."""
+        component = self._component_at.get(kind)
+        if component is not None:
+            slots: int = self.tree_core.component_evictable_size_[component]
+            return slots
         if kind == self._arena.vision_kind:
             return int(self._arena.used_slots(kind))
-        if self.disable:
-            return 0
-        if kind == FULL_INDEX:
-            return int(self.full_evictable_size())
-        if kind == self._arena.cross_kind:
-            return int(self.tree_core.evictable_images)
-        is_state = kind == self._arena.state_kind
-        return int(self.mamba_evictable_size() if is_state else self.swa_evictable_size())
+        return 0 if self.disable else int(self.tree_core.evictable_images)
 
     def evicted_tokens_by_kind(self) -> dict[str, int]:
         """Tokens evicted since start, by the tree's names of the kinds."""
@@ -280,6 +293,7 @@ class ArenaRadixCache(UnifiedRadixCache):
     def _evict_one(
         self, tracker: dict[ComponentType, int], sparing: Sparing = Sparing.NOTHING
     ) -> bool:
+        self._last_match.forget()
         victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
         if self.embeddings is not None and sparing is not Sparing.ALL:
             older = self.embeddings.oldest()
