@@ -55,6 +55,7 @@ class System:
         shape: a name in ``SHAPES``.
         tokens: full slots that the system holds.
         rows: requests that run at once.
+        window: tokens of the windows of hybrid shapes.
     """
 
     name: str
@@ -67,10 +68,19 @@ class System:
     tree: Any
 
     def __init__(
-        self, *, shape: str, page_tokens: int, tokens: int, rows: int, context: int, device: str
+        self,
+        *,
+        shape: str,
+        page_tokens: int,
+        tokens: int,
+        rows: int,
+        context: int,
+        device: str,
+        window: int = WINDOW,
     ) -> None:
         self.full_layers, self.window_layers = SHAPES[shape]
         self.page_tokens = page_tokens
+        self.window = window
         self.device = device
         self._names = count()
         self._build(tokens, rows, context)
@@ -89,7 +99,7 @@ class System:
             req_to_token_pool=self.rows,
             token_to_kv_pool_allocator=self.allocator,
             page_size=self.page_tokens,
-            sliding_window_size=WINDOW if self.hybrid else None,
+            sliding_window_size=self.window if self.hybrid else None,
             tree_core_backend=self.tree_core,
         )
         return TreeCacheBuildContext(
@@ -212,7 +222,7 @@ class Jenga(System):
     alloc_for_decode = staticmethod(decode.alloc_for_decode)
 
     def _build(self, tokens: int, rows: int, context: int) -> None:
-        window = self._layers(0, self.window_layers, Window(window_tokens=WINDOW))
+        window = self._layers(0, self.window_layers, Window(window_tokens=self.window))
         full = self._layers(self.window_layers, self.full_layers, Full())
         kinds = ModelKinds(full=full, window=window)
         self.rows = ArenaReqToTokenPool(rows, context, self.device, enable_memory_saver=False)

@@ -181,7 +181,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         ):
             return
         node = self.tree_core.node_by_id(lock.node)
-        prefix_tokens = self.tree_core.prefix_tokens(node)
+        prefix_tokens = node.end_tokens
         dead = self.window_policy.dead_before(req.seqlen - 1, page_tokens=self.page_size)
         read_tokens = prefix_tokens - dead
         pinned_tokens = min(self.window_policy.span_tokens or 0, prefix_tokens)
