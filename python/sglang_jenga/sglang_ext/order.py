@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
@@ -15,8 +16,7 @@ from sglang_jenga.core.memory import Sparing
 WORTHLESS = -1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Victim:
+class Victim(NamedTuple):
     """A piece that may go: a whole leaf, or the window or state of an inner node.
 
     last_use: the tree's clock when it last served a hit, or WORTHLESS.
@@ -67,6 +67,8 @@ class EvictionOrder:
             starving: says which kind lacks bytes; asked where the rules need it.
             sparing: rather take nothing than a cheap window, or a cheap window that is shared.
         """
+        if not pieces:
+            return leaf
         if not self.balanced:
             kind = starving()
             own = [piece for piece in (leaf, *pieces) if piece and piece.kind is kind]

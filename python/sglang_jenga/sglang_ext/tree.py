@@ -28,9 +28,6 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import (
     UnifiedTreeCore,
     UnifiedTreeNode,
 )
-from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
-    EvictDeviceNextNodeResult,
-)
 
 from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import TokenPolicy
@@ -39,6 +36,8 @@ from sglang_jenga.sglang_ext.explain import Step, Walk
 from sglang_jenga.sglang_ext.order import WORTHLESS, EvictionOrder, Victim
 
 CORE_NAME = "jenga"
+#: Slots that leave the tree, by kind, as the tree names them: full ids, state slots for states.
+Frees = dict[ComponentType, list[torch.Tensor]]
 _LAST_USE = "jenga_last_use"
 
 
@@ -330,17 +329,41 @@ class ArenaTreeCore(UnifiedTreeCore):
         """Whether prompts part at the end of what a cheap window serves."""
         return len(self._branch_served(piece.node).children) > 1
 
-    def evict_piece(self, node: UnifiedTreeNode, kind: ComponentType) -> EvictDeviceNextNodeResult:
-        """Drop the window slots or the state of an inner node; its full slots stay."""
-        result = EvictDeviceNextNodeResult(made_progress=True)
+    def evict_leaf(
+        self, node: UnifiedTreeNode, tracker: dict[ComponentType, int], frees: Frees
+    ) -> None:
+        """Drop a leaf whole: upstream's step, less what a second tier needs.
+
+        Adds to ``tracker`` how many slots of each kind went, to ``frees`` which ones; the caller
+        gives them back.
+        """
+        self.kv_events.record_remove(node)
+        for component in self.components:
+            kind = component.component_type
+            freed, _ = component.evict_component(
+                node, target=EvictLayer.DEVICE, device_frees=frees, host_frees={}, cache_actions=[]
+            )
+            tracker[kind] += freed
+            if node.id in self.lru_lists[kind].cache:
+                self.lru_lists[kind].remove_node(node)
+        self.evictable_device_leaves.discard(node)
+        self._remove_leaf_from_parent(node)
+        self._update_evictable_leaf_sets(node.parent)
+
+    def evict_piece(
+        self,
+        node: UnifiedTreeNode,
+        kind: ComponentType,
+        tracker: dict[ComponentType, int],
+        frees: Frees,
+    ) -> None:
+        """Drop the window slots or the state of an inner node; its full slots stay.
+
+        ``tracker`` and ``frees`` as for :meth:`evict_leaf`.
+        """
         component = self.components_by_type[kind]
-        frees = dict(
-            device_frees=result.device_frees,
-            host_frees=result.host_frees,
-            cache_actions=result.cache_actions,
-        )
+        found: dict[str, Any] = {"device_frees": frees, "host_frees": {}, "cache_actions": []}
         self._evict_component_and_detach_lru(
-            node, component, target=EvictLayer.DEVICE, tracker=result.tracker, **frees
+            node, component, target=EvictLayer.DEVICE, tracker=tracker, **found
         )
-        self._cascade_evict(node, component, result.tracker, **frees)
-        return result
+        self._cascade_evict(node, component, tracker, **found)
