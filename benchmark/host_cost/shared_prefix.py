@@ -44,6 +44,8 @@ LEVELS, SIBLINGS = 4, 2
 QUESTION_TOKENS = range(16, 1000)
 #: What the systems hold: the prefix, and the questions of some 700 visitors. Older ones go.
 HELD_TOKENS = 400_000
+#: The measured question begins with it, so that it leaves the prefix where the prefix ends.
+NOBODYS_TOKEN = VOCABULARY - 1
 OPERATIONS = ("match", "lock and unlock")
 #: Floors: cost after the most visitors over cost after the fewest, and over SGLang's Python core.
 MOST_GROWTH, MOST_OF_PYTHON = 1.5, 3.0
@@ -108,7 +110,7 @@ def measure(
     gc.collect()
     gc.disable()
     for repeat in range(repeats + 1):  # the first one warms up
-        prompt = [*prefix, *draw(200)]
+        prompt = [*prefix, NOBODYS_TOKEN, *draw(200)]
         for system in systems:
             req = system.request(prompt)
             matched = microseconds(req.init_next_round_input, system.tree)
@@ -130,7 +132,7 @@ def run(
     rng = random.Random(window)
 
     def draw(tokens: int) -> list[int]:
-        return [rng.randrange(VOCABULARY) for _ in range(tokens)]
+        return [rng.randrange(NOBODYS_TOKEN) for _ in range(tokens)]
 
     prefix_of_next = LAYOUTS[layout](draw, rng)
     systems = [
@@ -154,8 +156,8 @@ def run(
             for system in systems:
                 visit(system, prompt)
             served += 1
-        for system in systems:  # its own question may have pushed nothing out of the prefix
-            visit(system, [*measured, *draw(16)])
+        for system in systems:  # stock keeps a window where a prompt ends, nowhere before
+            visit(system, measured)
         rows.append((target, measure(systems, measured, draw, repeats)))
     return rows
 
