@@ -31,9 +31,9 @@ from sglang.srt.server_args import ServerArgs
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from eviction import Python, Rust  # noqa: E402
 from provenance import commit  # noqa: E402
 
+from eviction import Python, Rust  # noqa: E402
 from sglang_jenga.sglang_ext import plugin  # noqa: E402
 from systems import VOCABULARY, Jenga, System  # noqa: E402
 
@@ -172,7 +172,8 @@ def write_table() -> None:
         "<!-- written by shared_prefix.py from shared_prefix.jsonl -->",
         f"# Microseconds to match a prefix of {SHARED_TOKENS:,} tokens and to lock it",
         "",
-        "Median (interquartile range) of this thread's CPU time. Nodes: from the root to the end of the prefix.",
+        "Median (interquartile range) of this thread's CPU time. Nodes: on the way to "
+        "the end of the prefix.",
         "",
         f"| prefixes | window | operation | visitors | {' | '.join(names)} | jenga / python "
         "| jenga, of the fewest visitors | nodes: python, jenga |",
@@ -195,8 +196,14 @@ def write_table() -> None:
                 )
             if jenga / fewest > MOST_GROWTH or jenga / python > MOST_OF_PYTHON:
                 missed.append(f"{layout}, window {window:,}, {operation}")
-    floors = f"at most {MOST_GROWTH} times the cost of the fewest visitors, {MOST_OF_PYTHON:g} times the Python core's"
-    text += ["", f"Floors, after the most visitors: {floors}. Missed: {'; '.join(missed) or 'none'}."]
+    floors = (
+        f"at most {MOST_GROWTH} times the cost of the fewest visitors, "
+        f"{MOST_OF_PYTHON:g} times the Python core's"
+    )
+    text += [
+        "",
+        f"Floors, after the most visitors: {floors}. Missed: {'; '.join(missed) or 'none'}.",
+    ]
     TABLE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

@@ -59,8 +59,9 @@ class ArenaWindowComponent(SWAComponent):
     def create_match_validator(
         self, match_device_only: bool = False
     ) -> Callable[[UnifiedTreeNode], bool]:
-        """Says of each node on a walk from the root whether its end is a hit. Constant work each."""
-        kind, head, tail_start = self.component_type, self.policy.head_tokens, self.policy.tail_start
+        """Says of each node of a walk from the root whether its end is a hit. O(1) each."""
+        kind, policy = self.component_type, self.policy
+        head, tail_start = policy.head_tokens, policy.tail_start
         live_from, first_dead = 0, None  # the unbroken end of what was walked over; its first gap
 
         def is_valid(node: UnifiedTreeNode) -> bool:
@@ -115,8 +116,8 @@ class ArenaWindowComponent(SWAComponent):
         if 0 < position < node.end_tokens:
             while node.parent.end_tokens > position:
                 node = node.parent
-            if position > node.parent.end_tokens and position < node.end_tokens:
-                front_tokens = position - node.parent.end_tokens
+            front_tokens = position - node.parent.end_tokens
+            if front_tokens:
                 self.tree_core._split_node(node.key, node, front_tokens)
 
     @cached_property
