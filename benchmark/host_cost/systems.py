@@ -72,6 +72,7 @@ class System:
         shape: a name in ``SHAPES``.
         tokens: full slots that the system holds.
         rows: requests that run at once.
+        window: tokens of the windows of hybrid shapes.
     """
 
     name: str
@@ -84,10 +85,19 @@ class System:
     tree: Any
 
     def __init__(
-        self, *, shape: str, page_tokens: int, tokens: int, rows: int, context: int, device: str
+        self,
+        *,
+        shape: str,
+        page_tokens: int,
+        tokens: int,
+        rows: int,
+        context: int,
+        device: str,
+        window: int = WINDOW,
     ) -> None:
         self.full_layers, self.window_layers, self.state_layers = SHAPES[shape]
         self.page_tokens = page_tokens
+        self.window = window
         self.device = device
         self._names = count()
         self._build(tokens, rows, context)
@@ -111,7 +121,7 @@ class System:
             req_to_token_pool=self.rows,
             token_to_kv_pool_allocator=self.allocator,
             page_size=self.page_tokens,
-            sliding_window_size=WINDOW if self.hybrid else None,
+            sliding_window_size=self.window if self.hybrid else None,
             tree_core_backend=self.tree_core,
             enable_mamba_extra_buffer=self.state_layers > 0,
         )
@@ -253,7 +263,7 @@ class Jenga(System):
     alloc_for_decode = staticmethod(decode.alloc_for_decode)
 
     def _build(self, tokens: int, rows: int, context: int) -> None:
-        window = self._layers(0, self.window_layers, Window(window_tokens=WINDOW))
+        window = self._layers(0, self.window_layers, Window(window_tokens=self.window))
         full = self._layers(self.window_layers, self.full_layers, Full())
         states = self._states() if self.state_layers else None
         kinds = ModelKinds(full=full, window=window, states=states)

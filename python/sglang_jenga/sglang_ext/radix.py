@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.registry import create_unified_radix_cache
+from sglang.srt.mem_cache.unified_cache.cache_action import FreeComponentDeviceSlot
 from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE, ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import get_and_increase_time_counter
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
@@ -26,7 +28,7 @@ from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
 from sglang_jenga.sglang_ext.rematch import LastMatch
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
-from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
+from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore, Frees
 from sglang_jenga.sglang_ext.windows import ArenaWindowComponent, take_dead_slots
 
 if TYPE_CHECKING:
@@ -197,7 +199,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         ):
             return
         node = self.tree_core.node_by_id(lock.node)
-        prefix_tokens = self.tree_core.prefix_tokens(node)
+        prefix_tokens = node.end_tokens
         dead = self.window_policy.dead_before(req.seqlen - 1, page_tokens=self.page_size)
         read_tokens = prefix_tokens - dead
         pinned_tokens = min(self.window_policy.span_tokens or 0, prefix_tokens)
@@ -291,8 +293,12 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
     def _evict_one(
-        self, tracker: dict[ComponentType, int], sparing: Sparing = Sparing.NOTHING
+        self,
+        tracker: dict[ComponentType, int],
+        sparing: Sparing = Sparing.NOTHING,
+        later: Frees | None = None,
     ) -> bool:
+        """Evict one piece and give its slots back, or add them to ``later``. False: none may go."""
         self._last_match.forget()
         victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
         if self.embeddings is not None and sparing is not Sparing.ALL:
@@ -303,15 +309,22 @@ class ArenaRadixCache(UnifiedRadixCache):
                 return self.embeddings.evict()
         if victim is None:
             return False
+        frees: Frees = defaultdict(list) if later is None else later
         if victim.is_leaf:
             note_leaf(victim.node, self.page_size, self.evicting_for)
-            self._evict_device_leaf(victim.node.id, tracker)
+            self.tree_core.evict_leaf(victim.node, tracker, frees)
         else:
             note_piece(victim.node, victim.kind, self.evicting_for)
-            result = self.tree_core.evict_piece(victim.node, victim.kind)
-            self._apply_eviction_result(result)
-            self._accumulate_tracker(tracker, result.tracker)
+            self.tree_core.evict_piece(victim.node, victim.kind, tracker, frees)
+        if later is None:
+            self._give_back(frees)
         return True
+
+    def _give_back(self, frees: Frees) -> None:
+        """Slots that left the tree. Those of a kind go in one go: each piece is whole pages."""
+        for component, parts in frees.items():
+            slots = parts[0] if len(parts) == 1 else torch.cat(parts)
+            self._apply_cache_action(FreeComponentDeviceSlot([slots], component_type=component))
 
     def _starving(self) -> ComponentType:
         return self._components_by_kind.get(self.evicting_for.starving_kind, ComponentType.FULL)
@@ -337,8 +350,12 @@ class ArenaRadixCache(UnifiedRadixCache):
             return all(tracker[ct] >= request_by_type[ct] for ct in self.tree_components)
 
         before = dict(tracker)
-        while not satisfied() and self._evict_one(tracker):
+        looks_at_pools = allocation_reclaim_satisfied or available_size_targets
+        later: Frees | None = None if looks_at_pools else defaultdict(list)
+        while not satisfied() and self._evict_one(tracker, later=later):
             pass
+        if later:
+            self._give_back(later)
         for ct, num_tokens in tracker.items():
             self.evicted_tokens[ct] += num_tokens - before[ct]
 
