@@ -30,7 +30,8 @@ from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.request_digest import request_digest  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.diagnose import ON_CPU  # noqa: E402
-from sglang_jenga.sglang_ext.hooks import HOOKS, SUPPORTED_SGLANG  # noqa: E402
+from sglang_jenga.sglang_ext.hook_table import HOOKS  # noqa: E402
+from sglang_jenga.sglang_ext.hooks import SUPPORTED_SGLANG  # noqa: E402
 from sglang_jenga.sglang_ext.metric_table import METRICS, PREFIX  # noqa: E402
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS  # noqa: E402
 from sglang_jenga.sglang_ext.refusals import problem  # noqa: E402

@@ -80,8 +80,9 @@ ROWS: Sequence[tuple[str, Sequence[Panel]]] = (
             ),
             Panel(
                 title="Bytes by kind and state",
-                text="Held by running requests, cached, reserved for the next tokens of a request, "
-                "free. Kind none: large pages that nobody owns. The sum is constant.",
+                text="Held by running requests, by sessions between their turns, cached, reserved "
+                "for the next tokens of a request, free. Kind none: large pages that nobody owns. "
+                "The sum is constant.",
                 queries=[
                     ("sum by (kind, state) (sglang:jenga_bytes[[]])", "{{kind}} {{state}}"),
                 ],
@@ -163,6 +164,18 @@ ROWS: Sequence[tuple[str, Sequence[Panel]]] = (
                     )
                 ],
                 stacked=True,
+            ),
+            Panel(
+                title="Sessions that hold memory between their turns",
+                text="Their memory gives way when it is needed: turns per second that are computed "
+                "anew for it.",
+                queries=[
+                    ("sum(sglang:jenga_idle_sessions[[]])", "idle"),
+                    (
+                        f"sum(rate(sglang:jenga_evicted_sessions_total[[]]{_RATE}))",
+                        "gave way, per second",
+                    ),
+                ],
             ),
         ),
     ),

@@ -52,7 +52,7 @@ def arena(
         },
     ]
     found = {
-        "schema": 2,
+        "schema": 3,
         "arena_bytes": 6600,
         "large_page_bytes": 600,
         "large_pages_total": 10,

@@ -5,8 +5,8 @@ What is left out of the real loop has no part in memory: sampling, streaming, ov
 Requests run to their ``max_new`` tokens. What would crash or hang SGLang raises here:
 
 * an allocation that fails after admission (SGLang's own RuntimeError)
-* nothing runs, somebody waits, nobody is admitted (:class:`Stuck`)
-* a request is aborted for want of memory (:class:`Stuck`)
+* nothing runs, somebody waits, nobody is admitted for :data:`MOST_IDLE_TURNS` (:class:`Stuck`)
+* a request is aborted for want of memory (:class:`Stuck`), unless ``may_give_up``
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from dataclasses import dataclass, field
 
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
+from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from machine import Machine
+
+#: Turns in which nobody is served although somebody waits: a request that is alone gives up its
+#: session's record in one, the prefix that it hit in one, and is found not to fit in one.
+MOST_IDLE_TURNS = 3
 
 
 class Stuck(AssertionError):
@@ -39,6 +44,10 @@ class Loop:
     chunked: Req | None = None
     log: list[str] = field(default_factory=list)
     retractions: int = 0
+    may_give_up: bool = False
+    #: Errors that requests were answered with, by name.
+    errors: dict[str, str] = field(default_factory=dict)
+    _idle_turns: int = 0
 
     def submit(self, req: Req) -> bool:
         """Queue a request, clipped as the scheduler does; False when it can never fit."""
@@ -68,15 +77,22 @@ class Loop:
         if self.chunked is not None and self.chunked.extend_end > self.chunked.prefix_len:
             self.machine.stash(self.chunked)
         admitted = self._admit()
+        served = True
         if admitted:
             self._prefill(admitted)
         elif self.running:
             self._decode()
         else:
+            served = False
+        self._idle_turns = 0 if served else self._idle_turns + 1
+        if self._idle_turns > MOST_IDLE_TURNS:
             raise Stuck(f"idle, but nobody is admitted: {self._state()}")
 
     def _admit(self) -> list[Req]:
         machine = self.machine
+        if self.chunked is None and machine.rows.available_size() <= 0:
+            return []
+        machine.tree.waiting = self.waiting
         adder = PrefillAdder(
             machine.page_tokens,
             machine.tree,
@@ -110,7 +126,11 @@ class Loop:
         self.machine.extend(reqs)
         self._note("prefill", reqs)
         for req in reqs:
-            if req is not self.chunked:
+            if req is self.chunked:
+                continue
+            if req.to_finish is not None:
+                self._answer_with_error(req)
+            else:
                 self.machine.end_prefill(req)
                 self.running.append(req)
         self._retire()
@@ -119,8 +139,10 @@ class Loop:
         batch = self.machine.batch(self.running, ForwardMode.DECODE)
         if not batch.check_decode_mem():
             retracted, _, aborted = batch.retract_decode()
-            if aborted:
-                raise Stuck(f"{aborted[0].rid} would be aborted: {self._state()}")
+            for req in aborted:
+                if not self.may_give_up:
+                    raise Stuck(f"{req.rid} would be aborted: {self._state()}")
+                self.errors[req.rid] = req.to_finish.message
             self._note("retract", retracted)
             self.retractions += len(retracted)
             self.running = list(batch.reqs)
@@ -130,6 +152,13 @@ class Loop:
         self.machine.decode(self.running)
         self._note("decode", self.running)
         self._retire()
+
+    def _answer_with_error(self, req: Req) -> None:
+        if not self.may_give_up:
+            raise Stuck(f"{req.rid}: {req.to_finish.message}")
+        self.errors[req.rid] = req.to_finish.message
+        req.finished_reason = req.to_finish
+        release_kv_cache(req, self.machine.tree, checkpoint=False)
 
     def _retire(self) -> None:
         for req in self.running:

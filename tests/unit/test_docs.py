@@ -13,7 +13,7 @@ import pytest
 
 from sglang_jenga.core.catalog import CATALOG
 from sglang_jenga.sglang_ext.config import KNOWN, TEST_SEED
-from sglang_jenga.sglang_ext.hooks import HOOKS
+from sglang_jenga.sglang_ext.hook_table import HOOKS
 from sglang_jenga.tiny import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]

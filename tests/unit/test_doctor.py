@@ -14,7 +14,7 @@ import pytest
 from sglang_jenga.cli import doctor
 from sglang_jenga.cli.__main__ import main
 from sglang_jenga.sglang_ext import diagnose
-from sglang_jenga.sglang_ext.hooks import HOOKS
+from sglang_jenga.sglang_ext.hook_table import HOOKS
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS
 
 

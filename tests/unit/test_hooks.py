@@ -15,7 +15,7 @@ from sglang.srt.runtime_context import get_context
 from machine import Machine, make_kinds
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.sglang_ext import hooks, plugin
-from sglang_jenga.sglang_ext.hooks import HOOKS, Hook
+from sglang_jenga.sglang_ext.hook_table import HOOKS, Hook
 
 WRAPPED = [hook for hook in HOOKS if hook.kind != "uses"]
 

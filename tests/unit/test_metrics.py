@@ -76,7 +76,7 @@ def equations(m: Machine, scraped: dict[str, dict[tuple[str, ...], float]]) -> N
     for kind in m.plan.kinds:
         name = kind.spec.name
         states = {state: n for (owner, state), n in amounts.items() if owner == name}
-        assert set(states) == {"held", "cached", "reserved", "free"}
+        assert set(states) == {"held", "sessions", "cached", "reserved", "free"}
         assert min(states.values()) >= 0
         assert sum(states.values()) == pages[name, "owned"] * large_page
         wasted = scraped["waste_bytes"][name, "partial_page"]
@@ -124,9 +124,9 @@ def test_a_scrape_equals_server_info() -> None:
     serve(m, [*range(50), 1, 2, 3])
     scrape.publisher.publish()
     scraped, info = scrape(), snapshot(m.arena, m.tree, SCHEDULER)
-    assert info["schema"] == SCHEMA == 2
+    assert info["schema"] == SCHEMA == 3
     for kind in info["kinds"]:
-        for state in ("held", "cached", "reserved", "free"):
+        for state in ("held", "sessions", "cached", "reserved", "free"):
             in_bytes = kind[f"slots_{state}"] * kind["slot_bytes"]
             assert scraped["bytes"][kind["name"], state] == in_bytes
     assert scraped["large_pages"]["none", "free"] == info["large_pages_free"]

@@ -249,7 +249,20 @@ def test_a_window_that_is_too_low_says_so() -> None:
 def test_states_differ_without_colour() -> None:
     for glyphs in (UNICODE, ASCII):
         marks = [glyphs.held, glyphs.cached, glyphs.reserved, glyphs.hole, glyphs.free]
-        assert len(set(marks)) == 5 and all(len(mark) == 1 for mark in marks)
+        marks.append(glyphs.sessions)
+        assert len(set(marks)) == 6 and all(len(mark) == 1 for mark in marks)
+
+
+def test_sessions_that_hold_memory_between_their_turns_are_shown() -> None:
+    plain = arena()
+    text = text_of(120, sample(1.0, plain))
+    assert "session" not in text, "there is none"
+    plain["kinds"][0]["slots_sessions"] = plain["kinds"][0]["slots_held"]
+    plain["kinds"][0]["slots_held"] = 0
+    plain["sessions"] = {"idle": 3, "evicted": 12, "evicted_tokens": 900}
+    text = text_of(120, sample(1.0, plain))
+    assert "3 hold memory between their turns, 12 gave it up since start" in text
+    assert "by idle sessions" in text
 
 
 def test_bars_are_as_long_as_their_sum_however_many_parts_there_are() -> None:

@@ -46,7 +46,7 @@ def draw(
     for view in views:
         lines += [line(), *_scheduler(frame, view, named=len(views) > 1)]
     if views:
-        lines += [line(), _legend(frame.glyphs)]
+        lines += [line(), _legend(frame.glyphs, sessions=any(map(_sessions, views)))]
     lines = [clipped(spans, frame.columns, frame.glyphs) for spans in lines]
     if frame.rows is not None and len(lines) > frame.rows:
         hidden = len(lines) - frame.rows + 1
@@ -93,6 +93,7 @@ def _kind(frame: Frame, view: SchedulerView, kind: KindView) -> Line:
     glyphs = frame.glyphs
     parts = [
         (float(kind.held_bytes), glyphs.held, "held"),
+        (float(kind.session_bytes), glyphs.sessions, "sessions"),
         (float(kind.cached_bytes), glyphs.cached, "cached"),
         (float(kind.reserved_bytes), glyphs.reserved, "reserved"),
         (float(kind.hole_bytes), glyphs.hole, "hole"),
@@ -113,9 +114,11 @@ def _counts(pages: int, total: int) -> str:
     return f"  {pages:>{_COUNTS - 9},} {share:>8}  "
 
 
-def _legend(glyphs: Glyphs) -> Line:
+def _legend(glyphs: Glyphs, *, sessions: bool) -> Line:
+    between = ((glyphs.sessions, "sessions", "by idle sessions"),) if sessions else ()
     entries = (
         (glyphs.held, "held", "held by running requests"),
+        *between,
         (glyphs.cached, "cached", "cached"),
         (glyphs.reserved, "reserved", "reserved"),
         (glyphs.hole, "hole", "holes"),
@@ -149,6 +152,7 @@ def _numbers(frame: Frame, view: SchedulerView) -> list[Line]:
             " ",
             trend(view.waiting_trend),
         ),
+        *([row("sessions", _sessions(view))] if _sessions(view) else []),
         row("starving", *_starving(view.kinds)),
         row("generates", f"{_number(view.generated_tokens_per_second)} tokens/s"),
         row(
@@ -173,6 +177,16 @@ def _numbers(frame: Frame, view: SchedulerView) -> list[Line]:
         ),
     ]
     return rows
+
+
+def _sessions(view: SchedulerView) -> str:
+    """Nothing where there never was one."""
+    if not view.idle_sessions and not view.evicted_sessions:
+        return ""
+    return (
+        f"{_number(view.idle_sessions)} hold memory between their turns, "
+        f"{_number(view.evicted_sessions)} gave it up since start"
+    )
 
 
 def _memory_allows(requests: int | None) -> str:

@@ -52,6 +52,7 @@ class Sample:
 class KindView:
     """One kind now. Bytes are of small pages, padding included; they fill its large pages.
 
+    session_bytes: held by streaming sessions between their turns.
     cut_tokens: tokens that full attention had cached and this kind cut off hits, since start.
     evicted_slots, waits, delayed_requests: since start. A request that waits because this kind
         starves is refused each time it is looked at (``waits``), and delayed once.
@@ -62,6 +63,7 @@ class KindView:
     description: str
     large_pages: int
     held_bytes: int
+    session_bytes: int
     cached_bytes: int
     reserved_bytes: int
     hole_bytes: int
@@ -79,6 +81,8 @@ class SchedulerView:
     """One scheduler's arena, requests and hits now. Hit rates are shares of prompt tokens.
 
     realised_running_cap: requests that held memory when one was last refused, 0: none was.
+    idle_sessions: streaming sessions that hold memory between their turns. evicted_sessions: times
+        that one gave it up, since start.
     """
 
     dp_rank: int
@@ -93,6 +97,8 @@ class SchedulerView:
     max_running_requests: int | None
     realised_running_cap: int | None
     retractions: int | None
+    idle_sessions: int | None
+    evicted_sessions: int | None
     generated_tokens_per_second: float | None
     prompt_tokens: int
     hit_rate: float | None
@@ -192,6 +198,7 @@ def _view(rank: int, kept: list[tuple[float, SchedulerSample]]) -> SchedulerView
     hits = arena["hits"]
     prompt = hits["prompt_tokens"]
     waste = arena.get("waste") or {}
+    sessions = arena.get("sessions") or {}
     # With --enable-metrics alone the load has it too.
     throughput = now.state.get("last_gen_throughput") or now.load.get("gen_throughput")
     running = _requests(now, "running_requests", "num_running_reqs")
@@ -211,6 +218,8 @@ def _view(rank: int, kept: list[tuple[float, SchedulerSample]]) -> SchedulerView
         or now.state.get("effective_max_running_requests_per_dp"),
         realised_running_cap=arena.get("realised_running_cap"),
         retractions=arena.get("retractions"),
+        idle_sessions=sessions.get("idle"),
+        evicted_sessions=sessions.get("evicted"),
         # SGLang keeps its last figure while nothing runs.
         generated_tokens_per_second=0.0 if running == 0 else throughput,
         prompt_tokens=prompt,
@@ -268,6 +277,7 @@ def _kind(index: int, arenas: list[Mapping[str, Any]], seconds: float) -> KindVi
         description=f"{kind['kind']}{span}, {count(kind['layers'], 'layer')}",
         large_pages=kind["large_pages"],
         held_bytes=kind["slots_held"] * slot_bytes,
+        session_bytes=kind.get("slots_sessions", 0) * slot_bytes,
         cached_bytes=kind["slots_cached"] * slot_bytes,
         reserved_bytes=kind["slots_reserved"] * slot_bytes,
         hole_bytes=kind["slots_free"] * slot_bytes,

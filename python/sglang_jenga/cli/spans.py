@@ -18,6 +18,7 @@ STYLES = {
     "title": "1",
     "faint": "2",
     "held": "38;5;33",
+    "sessions": "38;5;135",
     "cached": "38;5;172",
     "reserved": "38;5;37",
     "hole": "38;5;245",
@@ -31,6 +32,7 @@ class Glyphs:
     """Characters of one alphabet. ``spark`` goes from nothing to all."""
 
     held: str
+    sessions: str
     cached: str
     reserved: str
     hole: str
@@ -40,9 +42,25 @@ class Glyphs:
 
 
 UNICODE = Glyphs(
-    held="█", cached="▓", reserved="▒", hole="░", free="·", spark=" ▁▂▃▄▅▆▇█", more="…"
+    held="█",
+    sessions="▚",
+    cached="▓",
+    reserved="▒",
+    hole="░",
+    free="·",
+    spark=" ▁▂▃▄▅▆▇█",
+    more="…",
 )
-ASCII = Glyphs(held="#", cached="=", reserved="+", hole=".", free="_", spark=" .:-=+*#@", more=">")
+ASCII = Glyphs(
+    held="#",
+    sessions="%",
+    cached="=",
+    reserved="+",
+    hole=".",
+    free="_",
+    spark=" .:-=+*#@",
+    more=">",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,8 @@ class PrefillPass:
         of its answer. max_new_tokens: of its answer, for the peak of its window.
         """
         now = extend_tokens if chunk_limit is None else min(extend_tokens, chunk_limit)
-        if self._starved:  # a newcomer must not take the bytes that a half-done prompt waits for
+        # A newcomer must not take the bytes that a half-done prompt waits for.
+        if self._starved and not self.is_idle:
             self._note_refusal(self.memory.candidate)
             return False, None
         if self.is_idle:

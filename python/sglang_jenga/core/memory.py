@@ -36,8 +36,8 @@ class Sparing(IntEnum):
 class Evictable(Protocol):
     """A cache over an arena, as far as counts go."""
 
-    def evictable_slots(self, kind: int) -> int:
-        """Slots of one kind (its index in the plan) that are cached and nobody pins."""
+    def reclaimable_slots(self, kind: int) -> int:
+        """Slots of one kind (its index in the plan) that are kept for later and nobody pins."""
 
 
 class Refusals(Protocol):
@@ -130,7 +130,7 @@ class ArenaMemory:
             return True
         room = self.core.large.num_usable
         for kind, (level, slots_per_page) in enumerate(self._levels):
-            pinned = level.used - cache.evictable_slots(kind) // slots_per_page
+            pinned = max(0, level.used - cache.reclaimable_slots(kind) // slots_per_page)
             room += -(pinned + small_pages[kind]) // level.pages_per_large
         return room >= 0
 

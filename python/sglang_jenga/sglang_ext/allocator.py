@@ -154,6 +154,8 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
         if requests is not None and self.page_size > 1:
             num_pages = sum(req.kv.kv_allocated_len % self.page_size == 0 for req in requests)
         demand = self.demand_of(num_pages)
+        if tree_cache is not None:
+            tree_cache.session.forget_candidate()
         if self.reclaim(tree_cache, demand, cause="running requests decoded"):
             return True
         if self.state_kind is not None and requests is not None:
@@ -168,6 +170,9 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> Any:
         from sglang_jenga.sglang_ext.admission import ArenaPrefillBudget
 
+        tree_cache.session.forget_candidate()
+        if tree_cache.starts_over:
+            tree_cache.start_over()
         return ArenaPrefillBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     # ---- allocation ------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def _large_pages(data: Mapping[str, Any]) -> Values:
     return {**owned, (NOBODY, "free"): data["large_pages_free"]}
 
 
-_STATES = ("held", "cached", "reserved", "free")
+_STATES = ("held", "sessions", "cached", "reserved", "free")
 
 
 def _bytes(data: Mapping[str, Any]) -> Values:
@@ -126,8 +126,9 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge(
         "bytes",
-        "Bytes of a kind's large pages by state: held by running requests, cached, reserved for "
-        "the next tokens of a request, free (holes); kind none is large pages nobody owns.",
+        "Bytes of a kind's large pages by state: held by running requests, sessions (streaming "
+        "sessions between their turns), cached, reserved for the next tokens of a request, free "
+        "(holes); kind none is large pages nobody owns.",
         _bytes,
         ("kind", "state"),
     ),
@@ -153,6 +154,16 @@ METRICS: tuple[Metric, ...] = (
         "Requests that held memory when one was last refused for want of bytes: what memory "
         "allows at this traffic. 0: none was refused since start.",
         _single("realised_running_cap"),
+    ),
+    _gauge(
+        "idle_sessions",
+        "Streaming sessions that hold memory between their turns; it gives way when it is needed.",
+        _single("sessions", "idle"),
+    ),
+    _counter(
+        "evicted_sessions",
+        "Times that an idle streaming session gave its memory up; its next turn is computed anew.",
+        _single("sessions", "evicted"),
     ),
     _counter(
         "waits",

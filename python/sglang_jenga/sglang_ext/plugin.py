@@ -100,7 +100,7 @@ def _register_resolution_steps() -> None:
 
 
 def _wrappers() -> dict[str, Callable[..., Any]]:
-    """Wrappers by target; the table in hooks.py says why each is needed."""
+    """Wrappers by target; the table in hook_table.py says why each is needed."""
     configurator = f"{_SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator"
     return {
         f"{_SRT}.model_executor.model_runner.ModelRunner.load_model": _load_model,
@@ -110,6 +110,9 @@ def _wrappers() -> dict[str, Callable[..., Any]]:
         f"{_SRT}.mem_cache.kv_cache_builder.build_kv_cache": _build_kv_cache,
         f"{_SRT}.managers.schedule_policy.SchedulePolicy.calc_priority": _calc_priority,
         f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode": _retract_decode,
+        f"{_SRT}.managers.schedule_policy.PrefillAdder.add_chunked_req": _add_chunked_req,
+        f"{_SRT}.managers.scheduler.Scheduler._handle_generate_request": _handle_generate,
+        f"{_SRT}.managers.scheduler.Scheduler._handle_embedding_request": _handle_embedding,
         f"{_SRT}.beam_search.coordinator.BeamCoordinator.validate_and_init": _validate_beam,
         (
             f"{_SRT}.managers.scheduler_components.internal_state"
@@ -184,6 +187,46 @@ def _retract_decode(result: Any, batch: Any) -> Any:
     from sglang_jenga.sglang_ext.retraction import retract_the_last_too
 
     return retract_the_last_too(result, batch)
+
+
+def _add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -> Any:
+    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+    from sglang_jenga.sglang_ext.retraction import retract_half_done
+
+    unfinished = original(adder, req)
+    is_ours = isinstance(adder.token_to_kv_pool_allocator, ArenaAllocatorBase)
+    if is_ours and unfinished is req and req not in adder.can_run_list:
+        return retract_half_done(req, adder)
+    return unfinished
+
+
+def _handle_generate(
+    original: Callable[..., Any], scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if is_active():
+        from sglang_jenga.sglang_ext.vocabulary import answer_400, problem_for
+
+        why = problem_for(scheduler, recv_req)
+        if why is not None:
+            return answer_400(scheduler, recv_req, why)
+    return original(scheduler, recv_req, *args, **kwargs)
+
+
+def _handle_embedding(
+    original: Callable[..., Any], scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not is_active():
+        return original(scheduler, recv_req, *args, **kwargs)
+    from sglang_jenga.sglang_ext.vocabulary import mark_400, problem_for
+
+    why = problem_for(scheduler, recv_req)
+    if why is None:
+        return original(scheduler, recv_req, *args, **kwargs)
+    recv_req.input_ids = recv_req.input_ids[:1]
+    recv_req.input_ids[0] = 0
+    recv_req.mm_inputs = None
+    original(scheduler, recv_req, *args, **kwargs)
+    return mark_400(scheduler, recv_req.rid, why)
 
 
 def _validate_beam(

@@ -27,6 +27,7 @@ from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCor
 from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
 from sglang_jenga.sglang_ext.rematch import LastMatch
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
+from sglang_jenga.sglang_ext.sessions import ArenaSessions
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
 from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore, Frees
 from sglang_jenga.sglang_ext.windows import ArenaWindowComponent, take_dead_slots
@@ -51,6 +52,8 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.window_policy = _window_policy(arena)
         super().__init__(params)
         self._arena = arena
+        #: Records of streaming sessions, which give way too.
+        self.session: ArenaSessions = ArenaSessions(self)
         self._req_pool = self.req_to_token_pool
         self._req_pool.attach_tree(self)
         if not arena.rows.shared:
@@ -72,10 +75,18 @@ class ArenaRadixCache(UnifiedRadixCache):
         #: Who is being made room for, where nobody said so.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
         self._last_match = LastMatch(get_and_increase_time_counter)
+        #: The request that was matched last: admission decides on it next.
+        self.candidate: Req | None = None
+        self.starts_over = False  # it is alone and did not fit: so the next pass begins
         #: Requests that wait, in order, as the scheduler saw them last.
         self.waiting: Sequence[Req] = ()
         #: Slots evicted since start, by component; images of cross layers aside.
         self.evicted_tokens = {ct: 0 for ct in self.tree_components}
+
+    def reset(self) -> None:
+        super().reset()
+        if isinstance(self.session, ArenaSessions):  # not while upstream's constructor resets
+            self.session.forget()
 
     def _policies_by_component(self) -> dict[ComponentType, tuple[str, Policy]]:
         arena = self._arena
@@ -107,6 +118,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         req = params.req
         if req is None:
             return result
+        self.candidate = req
         self._arena.candidate = digest_of(req)
         images = 0
         if self._arena.cross_kind is not None:
@@ -190,7 +202,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         It stays cached, last used now. Upstream pins the whole until a window of tokens has been
         generated. :attr:`DemandModel.unpin_tokens` says why not token by token.
         """
-        lock, kind = req.lock, ComponentType.SWA
+        lock, kind = (self.session.borrowed_slot(req) or req).lock, ComponentType.SWA
         if (
             self.window_policy.head_tokens
             or lock is None
@@ -203,7 +215,10 @@ class ArenaRadixCache(UnifiedRadixCache):
         dead = self.window_policy.dead_before(req.seqlen - 1, page_tokens=self.page_size)
         read_tokens = prefix_tokens - dead
         pinned_tokens = min(self.window_policy.span_tokens or 0, prefix_tokens)
-        if 0 < read_tokens <= pinned_tokens - self._arena.demand.unpin_tokens:
+        if read_tokens <= 0 and lock is not req.lock:
+            # A later turn of a session; a turn's own steps say nothing of how far its window moved.
+            self.release_swa_prefix_lock(req)
+        elif 0 < read_tokens <= pinned_tokens - self._arena.demand.unpin_tokens:
             window = self.tree_core.components_by_type[kind]
             self._last_match.forget()
             window.shorten_lock(node, lock.receipt, read_tokens)
@@ -244,6 +259,19 @@ class ArenaRadixCache(UnifiedRadixCache):
             return int(self._arena.used_slots(kind))
         return 0 if self.disable else int(self.tree_core.evictable_images)
 
+    def reclaimable_slots(self, kind: int) -> int:
+        """Slots of one kind that requests can have: cached, or in idle records of sessions."""
+        return self.evictable_slots(kind) + self.session.idle_slots(kind)
+
+    def session_slots(self, kind: int) -> int:
+        """Slots of one kind that only sessions hold, between their turns.
+
+        While requests run, prefixes that sessions pin in the tree count as theirs.
+        """
+        if self.session.num_idle and not self._arena.row_tokens.any():
+            return int(self._arena.used_slots(kind)) - self.evictable_slots(kind)
+        return self.session.idle_slots(kind)
+
     def evicted_tokens_by_kind(self) -> dict[str, int]:
         """Tokens evicted since start, by the tree's names of the kinds."""
         evicted = {component.name.lower(): n for component, n in self.evicted_tokens.items()}
@@ -277,7 +305,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         It stops where only what ``sparing`` names is left (see :meth:`EvictionOrder.choose`).
         ``why`` is asked only if something is to go.
         """
-        if self.disable and self.embeddings is None:
+        if self.disable and self.embeddings is None and not self.session.num_idle:
             return
         start = time.perf_counter()
         tracker = {ct: 0 for ct in self.tree_components}
@@ -292,6 +320,12 @@ class ArenaRadixCache(UnifiedRadixCache):
             self.evicted_tokens[ct] += num_tokens
         self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
 
+    def start_over(self) -> None:
+        """Evict all that nobody pins: a request that is alone needs it whole."""
+        self.starts_over = False
+        why = Eviction(cause="a request that is alone started over", starving_kind="full")
+        self.evict_until(lambda: False, why=lambda: why)
+
     def _evict_one(
         self,
         tracker: dict[ComponentType, int],
@@ -301,14 +335,23 @@ class ArenaRadixCache(UnifiedRadixCache):
         """Evict one piece and give its slots back, or add them to ``later``. False: none may go."""
         self._last_match.forget()
         victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
-        if self.embeddings is not None and sparing is not Sparing.ALL:
-            older = self.embeddings.oldest()
-            if older is not None and (victim is None or older[1] < victim.last_use):
-                return self.embeddings.evict(older[0])
-            if victim is None:
-                return self.embeddings.evict()
-        if victim is None:
+        if sparing is Sparing.ALL:
+            image = record = None
+        else:
+            image = self.embeddings.oldest() if self.embeddings is not None else None
+            record = self.session.oldest()
+        if image is not None and (record is None or image[1] < record[1]):
+            if victim is None or image[1] < victim.last_use:
+                return self.embeddings.evict(image[0])
+        elif record is not None and (victim is None or record[1] < victim.last_use):
+            return self.session.evict(record[0], self.evicting_for.cause)
+        if victim is None and sparing is Sparing.ALL:
             return False
+        if victim is None:
+            if self.embeddings is not None and self.embeddings.evict():
+                return True
+            awaited = self.session.oldest_awaited(sparing)
+            return awaited is not None and self.session.evict(awaited[0], self.evicting_for.cause)
         frees: Frees = defaultdict(list) if later is None else later
         if victim.is_leaf:
             note_leaf(victim.node, self.page_size, self.evicting_for)

@@ -5,8 +5,9 @@
 without the reports of single requests. Counts are atomic together (the scheduler thread takes them
 between steps). Nothing here reads the device.
 
-Per kind, ``used`` splits into ``held`` (pinned by running requests) and ``cached`` (owned by the
-prefix tree and evictable); held + cached + reserved + free slots fill the kind's large pages.
+Per kind, ``used`` splits into ``held`` (pinned by running requests), ``sessions`` (streaming
+sessions between their turns) and ``cached`` (owned by the prefix tree and evictable); with reserved
+and free slots they fill the kind's large pages.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def counts(
@@ -26,7 +27,7 @@ def counts(
     """The arena by kind and what happened since start, as JSON-ready data.
 
     Sizes in bytes, slots of each kind's own size. Running requests are those that hold memory: they
-    decode, are half-way through a prompt, or belong to an idle streaming session.
+    decode or are half-way through a prompt.
 
     Args:
         scheduler: whose queue this is, None: there is none (tests).
@@ -53,6 +54,11 @@ def counts(
         "waiting_requests": None if scheduler is None else len(scheduler.waiting_queue),
         "max_running_requests": None if scheduler is None else scheduler.max_running_requests,
         "realised_running_cap": starvation.realised_running_cap,
+        "sessions": {
+            "idle": tree_cache.session.num_idle,
+            "evicted": tree_cache.session.evicted_records,
+            "evicted_tokens": tree_cache.session.evicted_tokens,
+        },
         "waits": dict(starvation.waits),
         "delayed_requests": dict(starvation.delayed_requests),
         "retractions": starvation.retractions.total(),
@@ -82,6 +88,7 @@ def _kinds(arena: ArenaAllocatorBase, tree_cache: Any) -> list[dict[str, Any]]:
         page = kind.slots_per_small_page
         cached = tree_cache.evictable_slots(index)
         used = census.used_small_pages * page
+        sessions = tree_cache.session_slots(index)
         kinds.append(
             {
                 "name": kind.spec.name,
@@ -91,7 +98,8 @@ def _kinds(arena: ArenaAllocatorBase, tree_cache: Any) -> list[dict[str, Any]]:
                 "slot_bytes": kind.slot_bytes,
                 "slots_per_large_page": kind.slots_per_large_page,
                 "large_pages": census.large_pages,
-                "slots_held": used - cached,
+                "slots_held": used - cached - sessions,
+                "slots_sessions": sessions,
                 "slots_cached": cached,
                 "slots_reserved": census.reserved_small_pages * page,
                 "slots_free": census.hole_small_pages * page,

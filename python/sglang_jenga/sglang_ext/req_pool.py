@@ -80,8 +80,20 @@ class ArenaReqToTokenPool(ReqToTokenPool):
         leave behind."""
         self._tree_cache = tree_cache
 
+    def available_size(self) -> int:
+        """Rows for newcomers: free ones, and those of sessions between their turns."""
+        idle = 0 if self._tree_cache is None else self._tree_cache.session.num_idle
+        return len(self.free_slots) + idle
+
     def alloc(self, reqs: list[Req]) -> list[int] | None:
         new = [not req.kv.holds_kv for req in reqs]
+        if self._tree_cache is not None:
+            sessions = self._tree_cache.session
+            sessions.forget_candidate()
+            for req in reqs:
+                if sessions.borrowed_slot(req) is not None:
+                    sessions.start(req.session.session_id)
+            sessions.evict_for_rows(sum(new), "requests started, and rows ran out")
         has_images = self.rows.image_base is not None
         rows = ReqToTokenPool.alloc(self, reqs)
         if rows is None:

@@ -5,7 +5,7 @@ Three things can happen to a request for want of bytes, all of them rare beside 
 
     refusal     admission turns it down; SGLang asks again when a request has finished
     retraction  it runs, bytes run out while decoding, and it goes back to the queue
-    abort       it is the last one that runs, made no progress, and is given up
+    abort       nothing else can give way and it made no progress since it went back: given up
 
 A refusal is normal under load, so its log line is printed at most once per ``INTERVAL_SECONDS``.
 Retractions get a line each, beside SGLang's own.
@@ -36,14 +36,17 @@ _KEPT_WAITING = 4096
 
 
 def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
-    """Large pages per kind and how much of them running requests pin."""
+    """Large pages per kind: what requests pin, what is cached, what sessions hold between turns."""
     parts = []
+    sessions = tree_cache.session.num_idle
     for kind, census in zip(allocator.kinds, allocator.core.census(), strict=True):
         cached = tree_cache.evictable_slots(kind)
         used = allocator.used_slots(kind)
+        idle = tree_cache.session_slots(kind)
         parts.append(
-            f"{census.name}: {census.large_pages} large pages, {used - cached} slots held, "
+            f"{census.name}: {census.large_pages} large pages, {used - cached - idle} slots held, "
             f"{cached} cached"
+            + (f", {idle} held by {count(sessions, 'idle session')}" if sessions else "")
         )
     free = allocator.core.num_free_large_pages
     return f"{'; '.join(parts)}; {free} of {allocator.plan.usable_large_pages} large pages free"
@@ -66,6 +69,7 @@ class Starvation:
         self.realised_running_cap = 0
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._shortage: tuple[str, str] | None = None
+        self._last_kind = NO_KIND
         self._last_logged = -INTERVAL_SECONDS
 
     # ---- admission -------------------------------------------------------------------------
@@ -79,6 +83,7 @@ class Starvation:
         """
         kind = allocator.core.starving_kind(small_pages)
         self.waits[kind] += 1
+        self._last_kind = kind
         self.realised_running_cap = int(np.count_nonzero(allocator.row_tokens))
         if rid and rid not in self._waiting:
             self._waiting[rid] = None
@@ -136,6 +141,23 @@ class Starvation:
             )
         if aborted:
             logger.error("Jenga: out of memory, request %s aborted, %s", ", ".join(aborted), why)
+
+    # ---- prompts that can go no further ----------------------------------------------------
+
+    def note_half_done(self, allocator: ArenaAllocatorBase, tree_cache: Any, rid: str) -> None:
+        """Request ``rid``, half-way through its prompt, is alone and goes back to the queue."""
+        self.retractions[self._last_kind] += 1
+        logger.warning(
+            "Jenga: request %s goes back to the queue half-way through its prompt, nothing else "
+            "can give way. %s",
+            rid,
+            describe_holders(allocator, tree_cache),
+        )
+
+    def note_given_up(self, rid: str, why: str) -> None:
+        """Request ``rid`` waits, nothing runs, and it does not fit: it is answered with ``why``."""
+        self.note_start(rid)
+        logger.error("Jenga: request %s is given up. %s", rid, why)
 
 
 def _per_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:

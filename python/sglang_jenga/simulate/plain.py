@@ -26,7 +26,7 @@ _FULL, _WINDOW = 0, 1
 class _NoCache:
     """Nothing is cached."""
 
-    def evictable_slots(self, kind: int) -> int:
+    def reclaimable_slots(self, kind: int) -> int:
         return 0
 
 
@@ -348,7 +348,7 @@ def occupancy_of(memory: ArenaMemory, cache: Evictable) -> tuple[KindBytes, ...]
     out = []
     for index, kind in enumerate(memory.plan.kinds):
         used = memory.used_slots(index)
-        cached = cache.evictable_slots(index)
+        cached = cache.reclaimable_slots(index)
         idle = memory.core.num_reserved(index) + memory.core.num_holes(index)
         out.append(
             KindBytes(
