@@ -53,35 +53,23 @@ MOST_GROWTH, MOST_OF_PYTHON = 1.5, 3.0
 Draw = Callable[[int], list[int]]
 
 
-def one_prefix(draw: Draw, rng: random.Random) -> Callable[[], list[int]]:
+def one_prefix(draw: Draw) -> list[list[int]]:
     """Every visitor brings the same tokens and leaves at their end."""
-    shared = draw(SHARED_TOKENS)
-    return lambda: shared
+    return [draw(SHARED_TOKENS)]
 
 
-def tree_of_prefixes(draw: Draw, rng: random.Random) -> Callable[[], list[int]]:
-    """Four levels, two ways on at each. A visitor leaves at the end of any level.
-
-    The first prefix that it returns is all four levels long.
-    """
+def tree_of_prefixes(draw: Draw) -> list[list[int]]:
+    """Four levels, two ways on at each. A visitor leaves at the end of any level."""
     levels = SHARED_TOKENS // LEVELS
     pieces = {(): list[int]()}
     for depth in range(LEVELS):
         for path in [path for path in pieces if len(path) == depth]:
             for way in range(SIBLINGS):
                 pieces[(*path, way)] = pieces[path] + draw(levels)
-    is_first = True
-
-    def prefix() -> list[int]:
-        nonlocal is_first
-        depth = LEVELS if is_first else rng.randrange(LEVELS) + 1
-        path = tuple(0 if is_first else rng.randrange(SIBLINGS) for _ in range(depth))
-        is_first = False
-        return pieces[path]
-
-    return prefix
+    return [pieces[path] for path in sorted(pieces, key=len, reverse=True) if path]
 
 
+#: The prefixes of a layout, the measured one first.
 LAYOUTS = {"one prefix": one_prefix, "tree of prefixes": tree_of_prefixes}
 
 
@@ -136,7 +124,7 @@ def run(
     def draw(tokens: int) -> list[int]:
         return [rng.randrange(NOBODYS_TOKEN) for _ in range(tokens)]
 
-    prefix_of_next = LAYOUTS[layout](draw, rng)
+    prefixes = LAYOUTS[layout](draw)
     systems = [
         kind(
             shape="gemma3",
@@ -149,11 +137,14 @@ def run(
         )
         for kind in SYSTEMS
     ]
-    measured = prefix_of_next()
-    served, rows = 0, []
+    measured, served, rows = prefixes[0], 0, []
+    for prefix in prefixes:  # what grows from here on is the number of visitors
+        for system in systems:
+            visit(system, prefix)
     for target in visitors:
         while served < target:
-            prefix = measured if served == 0 else prefix_of_next()
+            by_length = rng.choice(sorted({len(prefix) for prefix in prefixes}))
+            prefix = rng.choice([prefix for prefix in prefixes if len(prefix) == by_length])
             prompt = [*prefix, *draw(rng.choice(QUESTION_TOKENS))]
             for system in systems:
                 visit(system, prompt)
