@@ -11,6 +11,7 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
 from machine import Machine, make_kinds
 from sglang_jenga.core.policies import Window
+from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.config import TEST_SEED
 from sglang_jenga.sglang_ext.rematch import LastMatch
 from test_admission import KINDS, make_machine, traffic
@@ -77,7 +78,7 @@ def test_it_is_matched_once_while_others_decode() -> None:
     for _ in range(10):
         m.decode([running])
         assert not is_matched() and req.prefix_len == 100
-    assert m.arena.candidate == req.rid
+    assert m.arena.candidate == digest_of(req)
 
 
 def test_whatever_its_hit_depends_on_has_it_matched_again() -> None:
