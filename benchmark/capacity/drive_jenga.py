@@ -167,7 +167,7 @@ class JengaPeer(Peer):
             "geometry": self.plan.geometry,
             "large_page_bytes": self.plan.large_page_bytes,
             "num_large_pages": self.plan.num_large_pages,
-            "slide_interval_tokens": demand.slide_interval_tokens(self.plan),
+            "slide_interval_tokens": demand.slide_interval_tokens,
             "longest_request_tokens": sized.longest_request_tokens,
         }
 

@@ -29,7 +29,13 @@ HERE = Path(__file__).resolve().parent
 RAW, TABLE = HERE / "results" / "results.jsonl", HERE / "results" / "results.md"
 
 #: (shape, page size, whether prefill is measured)
-CASES = (("gemma3", 1, True), ("gemma3", 16, False), ("uniform", 1, True), ("uniform", 16, False))
+CASES = (
+    ("gemma3", 1, True),
+    ("gemma3", 16, False),
+    ("uniform", 1, True),
+    ("uniform", 16, False),
+    ("state", 1, True),
+)
 #: One block of decode steps: SGLang gives a window's dead slots back every 128 tokens, so that in
 #: one block every request slides, in both systems.
 STEPS = 128
@@ -194,16 +200,24 @@ def run(args: argparse.Namespace) -> None:
     import logging
 
     import torch
-    from sglang.srt.runtime_context import get_context
+    from sglang.srt.runtime_context import get_context, get_server_args
+
+    from systems import STATE_CHUNK_TOKENS
 
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
     RAW.parent.mkdir(exist_ok=True)
     batches = [int(size) for size in args.batches.split(",")]
+    published = {
+        "radix_cache_backend": "jenga",
+        "device": args.device,
+        "mamba_radix_cache_strategy": "extra_buffer_lazy",
+    }
     with (
-        get_context().override_server_args(radix_cache_backend="jenga", device=args.device),
+        get_context().override_server_args(**published),
         RAW.open("w", encoding="utf-8") as out,
     ):
+        get_server_args()._mamba_cache_chunk_size = STATE_CHUNK_TOKENS
         out.write(json.dumps({"environment": environment(args.device)}) + "\n")
         for case in CASES:
             if args.only and args.only != f"{case[0]}-{case[1]}":

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from sglang.srt.configs.mamba_utils import Mamba2CacheParams, Mamba2StateDType, Mamba2StateShape
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.allocation import alloc_for_decode_default, alloc_for_extend
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
@@ -22,7 +23,11 @@ from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.memory_pool import (
+    HybridReqToTokenPool,
+    MHATokenToKVPool,
+    ReqToTokenPool,
+)
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext, create_unified_radix_cache
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -34,18 +39,30 @@ from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.geometry import plan_arena
 from sglang_jenga.core.policies import Full, Policy, Window
 from sglang_jenga.sglang_ext import decode
-from sglang_jenga.sglang_ext.assembly import build_allocator
+from sglang_jenga.sglang_ext.assembly import build_allocator, build_rows
 from sglang_jenga.sglang_ext.model_kinds import AttentionLayer, ModelKinds
 from sglang_jenga.sglang_ext.radix import build_radix_cache
-from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
+from sglang_jenga.sglang_ext.states import StateLayers
 
 DTYPE = torch.bfloat16
 HEADS, DIM = 1, 8
 VOCABULARY = 32_000
 WINDOW = 256
-#: Layers of a shape as (full, window). Gemma-3-27B has 10 and 52: 26 full or 5 window tokens fill a
-#: large page.
-SHAPES = {"uniform": (4, 0), "gemma3": (10, 52), "small": (2, 4)}
+#: Layers of a shape as (full, window, recurrent). Gemma-3-27B has 10 and 52: 26 full or 5 window
+#: tokens fill a large page.
+SHAPES = {"uniform": (4, 0, 0), "gemma3": (10, 52, 0), "small": (2, 4, 0), "state": (2, 0, 2)}
+#: Prefills leave snapshots at multiples of it.
+STATE_CHUNK_TOKENS = 64
+STATE_SHAPE = Mamba2StateShape.create(
+    tp_world_size=1,
+    intermediate_size=8,
+    n_groups=1,
+    num_heads=2,
+    head_dim=4,
+    state_size=4,
+    conv_kernel=4,
+)
+STATE_DTYPE = Mamba2StateDType(conv=torch.bfloat16, temporal=torch.float32)
 
 
 class System:
@@ -55,6 +72,7 @@ class System:
         shape: a name in ``SHAPES``.
         tokens: full slots that the system holds.
         rows: requests that run at once.
+        window: tokens of the windows of hybrid shapes.
     """
 
     name: str
@@ -67,10 +85,19 @@ class System:
     tree: Any
 
     def __init__(
-        self, *, shape: str, page_tokens: int, tokens: int, rows: int, context: int, device: str
+        self,
+        *,
+        shape: str,
+        page_tokens: int,
+        tokens: int,
+        rows: int,
+        context: int,
+        device: str,
+        window: int = WINDOW,
     ) -> None:
-        self.full_layers, self.window_layers = SHAPES[shape]
+        self.full_layers, self.window_layers, self.state_layers = SHAPES[shape]
         self.page_tokens = page_tokens
+        self.window = window
         self.device = device
         self._names = count()
         self._build(tokens, rows, context)
@@ -82,6 +109,11 @@ class System:
     def hybrid(self) -> bool:
         return self.window_layers > 0
 
+    @property
+    def state_layer_ids(self) -> list[int]:
+        first = self.full_layers + self.window_layers
+        return list(range(first, first + self.state_layers))
+
     def _context(self) -> TreeCacheBuildContext:
         none: Any = None
         params = CacheInitParams(
@@ -89,14 +121,15 @@ class System:
             req_to_token_pool=self.rows,
             token_to_kv_pool_allocator=self.allocator,
             page_size=self.page_tokens,
-            sliding_window_size=WINDOW if self.hybrid else None,
+            sliding_window_size=self.window if self.hybrid else None,
             tree_core_backend=self.tree_core,
+            enable_mamba_extra_buffer=self.state_layers > 0,
         )
         return TreeCacheBuildContext(
             server_args=none,
             params=params,
             is_hybrid_swa=self.hybrid,
-            is_hybrid_ssm=False,
+            is_hybrid_ssm=self.state_layers > 0,
             enable_hierarchical_cache=False,
             disable_radix_cache=False,
             tp_worker=none,
@@ -174,7 +207,7 @@ class Stock(System):
     alloc_for_decode = staticmethod(alloc_for_decode_default)
 
     def _build(self, tokens: int, rows: int, context: int) -> None:
-        self.rows = ReqToTokenPool(rows, context, self.device, enable_memory_saver=False)
+        self.rows = self._build_rows(rows, context)
         common: dict[str, Any] = {
             "dtype": DTYPE,
             "page_size": self.page_tokens,
@@ -204,6 +237,24 @@ class Stock(System):
             )
         self.tree = create_unified_radix_cache(self._context())
 
+    def _build_rows(self, rows: int, context: int) -> ReqToTokenPool:
+        if not self.state_layers:
+            return ReqToTokenPool(rows, context, self.device, enable_memory_saver=False)
+        return HybridReqToTokenPool(
+            size=rows,
+            mamba_size=4 * rows,
+            mamba_spec_state_size=rows,
+            max_context_len=context,
+            device=self.device,
+            enable_memory_saver=False,
+            cache_params=Mamba2CacheParams(
+                shape=STATE_SHAPE, layers=self.state_layer_ids, dtype=STATE_DTYPE
+            ),
+            mamba_layer_ids=self.state_layer_ids,
+            enable_mamba_extra_buffer=True,
+            enable_mamba_extra_buffer_lazy=True,
+        )
+
 
 class Jenga(System):
     """The arena."""
@@ -212,21 +263,39 @@ class Jenga(System):
     alloc_for_decode = staticmethod(decode.alloc_for_decode)
 
     def _build(self, tokens: int, rows: int, context: int) -> None:
-        window = self._layers(0, self.window_layers, Window(window_tokens=WINDOW))
+        window = self._layers(0, self.window_layers, Window(window_tokens=self.window))
         full = self._layers(self.window_layers, self.full_layers, Full())
-        kinds = ModelKinds(full=full, window=window)
-        self.rows = ArenaReqToTokenPool(rows, context, self.device, enable_memory_saver=False)
+        states = self._states() if self.state_layers else None
+        kinds = ModelKinds(full=full, window=window, states=states)
         specs = kinds.specs(DTYPE)
-        per_token = sum(spec.payload_bytes for spec in specs)
-        plan = plan_arena(specs, arena_bytes=tokens * per_token, page_tokens=self.page_tokens)
-        demand = DemandModel(
-            page_tokens=self.page_tokens, window=kinds.window_policy, chunk_tokens=None
+        per_token = sum(s.payload_bytes for s in specs if s.policy.GROWS_WITH_TEXT)
+        per_row = 4 * sum(s.payload_bytes for s in specs if not s.policy.GROWS_WITH_TEXT)
+        plan = plan_arena(
+            specs, arena_bytes=tokens * per_token + rows * per_row, page_tokens=self.page_tokens
         )
+        demand = DemandModel(plan=plan, window=kinds.window_policy, chunk_tokens=None)
         buffer = ArenaBuffer(plan, self.device)
+        self.rows = build_rows(
+            buffer,
+            kinds,
+            num_rows=rows,
+            context_tokens=context,
+            device=self.device,
+            snapshot_grid_tokens=STATE_CHUNK_TOKENS if states else None,
+        )
         self.allocator = build_allocator(
             buffer, kinds, self.rows, demand, dtype=DTYPE, device=self.device
         )
         self.tree = build_radix_cache(self._context())
+
+    def _states(self) -> StateLayers:
+        return StateLayers(
+            layer_ids=tuple(self.state_layer_ids),
+            conv_shapes=tuple(STATE_SHAPE.conv),
+            conv_dtype=STATE_DTYPE.conv,
+            temporal_shape=STATE_SHAPE.temporal,
+            temporal_dtype=STATE_DTYPE.temporal,
+        )
 
     @staticmethod
     def _layers(first: int, number: int, policy: Policy) -> tuple[AttentionLayer, ...]:

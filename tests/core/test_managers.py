@@ -31,7 +31,7 @@ def scene_of(
 ) -> Scene:
     return Scene(
         specs=stored.specs,
-        stock=stored.family.stock,
+        stock=stored.stock,
         total_bytes=gib * GIB,
         page_tokens=page_tokens,
         lengths=lengths,

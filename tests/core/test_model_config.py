@@ -175,12 +175,23 @@ def without(config: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != name}
 
 
+def gemma4(**text: Any) -> dict[str, Any]:
+    config = PUBLISHED["gemma4-e4b"].config
+    return {**config, "text_config": {**config["text_config"], **text}}
+
+
+def mllama(crossing: object) -> dict[str, Any]:
+    config = PUBLISHED["llama32-11b-vision"].config
+    text = {**config["text_config"], "cross_attention_layers": crossing}
+    return {**config, "text_config": text}
+
+
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (without(LLAMA, "architectures"), {}, "has no 'architectures'.*add it"),
-    ({**LLAMA, "architectures": ["A", "B"]}, {}, r"several 'architectures' \(A, B\)"),
+    ({**LLAMA, "architectures": ["A", "B"]}, {}, r"several 'architectures' \['A', 'B'\]"),
     ({**LLAMA, "architectures": ["LlamaForCausalLMX"]}, {}, "Did you mean LlamaForCausalLM"),
     ({**LLAMA, "architectures": ["DeepX"], "kv_lora_rank": 512}, {}, "'kv_lora_rank'.*no kind"),
-    ({**LLAMA, "architectures": ["Strange"]}, {}, "Strange, which cannot be planned.*Known are"),
+    ({**LLAMA, "architectures": ["Strange"]}, {}, "'Strange', which cannot be planned.*Known are"),
     (without(LLAMA, "num_hidden_layers"), {}, "LlamaForCausalLM: .* no 'num_hidden_layers'"),
     (without(LLAMA, "hidden_size"), {}, "no 'hidden_size'"),
     ({**LLAMA, "num_hidden_layers": "4"}, {}, "'num_hidden_layers' is '4', expected a whole"),
@@ -188,8 +199,62 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({**LLAMA, "hidden_size": 250}, {}, "250 is no multiple of num_attention_heads 8"),
     (LLAMA, {"tp": 3}, "num_key_value_heads 4 does not split over --tp 3"),
     (LLAMA, {"tp": 6}, "does not split over --tp 6"),
+    (LLAMA, {"tp": 16}, "num_attention_heads 8 does not split over --tp 16"),
+    (dict(PUBLISHED["llama31-8b"].config), {"tp": 24}, "num_attention_heads 32 .* --tp 24"),
+    (dict(PUBLISHED["llama31-8b"].config), {"tp": 64}, "num_attention_heads 32 .* --tp 64"),
+    ({**LLAMA, "num_key_value_heads": 3}, {}, "num_key_value_heads 3 does not divide"),
+    ({**LLAMA, "num_key_value_heads": 16}, {}, "num_key_value_heads 16 does not divide"),
+    ({**LLAMA, "num_hidden_layers": 10_000_000}, {}, "'num_hidden_layers' is 10000000, .* 4,096"),
+    ({**LLAMA, "hidden_size": 2**40}, {}, "'hidden_size' is 1099511627776, expected at most"),
+    ({**LLAMA, "num_attention_heads": -8}, {}, "'num_attention_heads' is -8"),
+    ({**LLAMA, "torch_dtype": ["bfloat16"]}, {}, "'torch_dtype' is .*, expected a text"),
+    ({**LLAMA, "text_config": 5}, {}, "'text_config' is 5"),
+    ({**LLAMA, "architectures": [[5]]}, {}, r"'architectures' is \[\[5\]\]"),
+    ({**GEMMA3, "_sliding_window_pattern": "6"}, {}, "'_sliding_window_pattern' is '6'"),
+    ({**GEMMA3, "_sliding_window_pattern": 0}, {}, "'_sliding_window_pattern' is 0"),
+    ({**GEMMA3, "_sliding_window_pattern": 2.5}, {}, "'_sliding_window_pattern' is 2.5"),
+    ({**GEMMA3, "layer_types": [[3]] * 4}, {}, r"'layer_types' has entries \[\[3\]\]"),
+    *(
+        (gemma4(num_kv_shared_layers=value), {}, f"'num_kv_shared_layers' .*{value}")
+        for value in ("4", -4, 2.0, 42)
+    ),
+    (gemma4(attention_k_eq_v="yes"), {}, "'attention_k_eq_v' is 'yes', expected true or false"),
+    (mllama([[3]]), {}, r"'cross_attention_layers' is \[\[3\]\], expected the numbers"),
+    (mllama([3, 40]), {}, "'cross_attention_layers' is .* of the 40 layers"),
+    (mllama(list(range(40))), {}, "'cross_attention_layers' is .* not all"),
+    (
+        {**PUBLISHED["nemotron-h-8b"].config, "hybrid_override_pattern": "MMM"},
+        {},
+        "'hybrid_override_pattern' leaves no attention layer among 3",
+    ),
+    (
+        {**PUBLISHED["nemotron-h-8b"].config, "hybrid_override_pattern": "M*" * 5000},
+        {},
+        "'hybrid_override_pattern' has 10,000 entries, at most 4,096",
+    ),
+    (
+        {**PUBLISHED["qwen3-next-80b"].config, "full_attention_interval": 99},
+        {},
+        "'full_attention_interval' leaves no attention layer among 48",
+    ),
+    (
+        {**PUBLISHED["jamba-v0.1"].config, "attn_layer_offset": 8},
+        {},
+        "'attn_layer_period' leaves no attention layer",
+    ),
+    (
+        {**PUBLISHED["falcon-h1-7b"].config, "mamba_d_ssm": 500},
+        {},
+        r"mamba_n_heads 24 \* mamba_d_head 128 is 3072, .* 500 channels",
+    ),
+    (
+        {**PUBLISHED["falcon-h1-7b"].config, "mamba_n_groups": 5},
+        {},
+        "mamba_n_groups 5 does not divide mamba_n_heads 24",
+    ),
+    ({**PUBLISHED["falcon-h1-7b"].config, "mamba_d_conv": 1}, {}, "'mamba_d_conv' is 1"),
     (LLAMA, {"dtype": "int8"}, "--dtype 'int8' is unknown: one of"),
-    ({**LLAMA, "torch_dtype": "float8"}, {}, "dtype 'float8' is unknown"),
+    ({**LLAMA, "torch_dtype": "float8"}, {}, "'torch_dtype' 'float8' is unknown"),
     ({**GEMMA3, "layer_types": ["full_attention"]}, {}, "one entry for each of the 4.* it has 1"),
     ({**GEMMA3, "layer_types": ["odd"] * 4}, {}, r"entries \['odd'\], known are"),
     ({**GEMMA3, "layer_types": ["sliding_attention"] * 4}, {}, "like every other layer"),
@@ -225,11 +290,6 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {},
         "'layer_types' and 'full_attention_interval' 4 disagree",
     ),
-    (
-        {**LLAMA, "quantization_config": {"kv_cache_scheme": {"num_bits": 8}}},
-        {},
-        r"quantization_config\.kv_cache_scheme.*--kv-cache-dtype",
-    ),
 ]
 
 
@@ -245,6 +305,59 @@ def test_what_is_missing_or_odd_is_refused_by_name(
 def test_an_empty_configuration_is_refused_by_its_first_missing_field(architecture: str) -> None:
     with pytest.raises(ConfigError, match=rf"{architecture}: .*'\w+'"):
         read({"architectures": [architecture], "torch_dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("DeepseekV4ForCausalLM", {}),
+        ("DeepseekV4ForCausalLM", {"compress_ratios": [0, 4, 128]}),
+        ("MiniMaxM3SparseForConditionalGeneration", {}),
+        ("Qwen4ExpForConditionalGeneration", {"indexer_n_heads": 8}),
+        ("SomethingNewForCausalLM", {"index_topk": 2048}),
+    ],
+)
+def test_models_with_rows_beside_their_kv_are_refused_by_name(
+    architecture: str, fields: dict[str, Any]
+) -> None:
+    config = {**LLAMA, "architectures": [architecture], **fields}
+    with pytest.raises(ConfigError, match=rf"'{architecture}' stores .*no kind of the arena"):
+        read(config)
+    inner = {"architectures": [architecture], "text_config": {**LLAMA, **fields}}
+    with pytest.raises(ConfigError, match="no kind of the arena"):
+        read(inner)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("LlamaForCausalLMX", "LlamaForCausalLM"),
+        ("LLaMAForCausalLM", "LlamaForCausalLM"),
+        ("GptOss_ForCausalLM", "GptOssForCausalLM"),
+        ("MsitralForCausalLM", "MistralForCausalLM"),
+        ("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
+        ("MiniMaxM2ForCausalLM", None),
+        ("Gemma3nForConditionalGeneration", None),
+        ("Qwen3VLForConditionalGeneration", None),
+        ("Qwen3_5MoeForConditionalGeneration", None),
+        ("PixtralForConditionalGeneration", None),
+        ("LlavaForConditionalGeneration", None),
+        ("Qwen4NextForCausalLM", None),
+    ],
+)
+def test_only_another_spelling_of_an_architecture_is_suggested(
+    written: str, meant: str | None
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be planned") as refused:
+        read({**LLAMA, "architectures": [written]})
+    said = str(refused.value)
+    assert (f"Did you mean {meant}" in said) if meant else ("Did you mean" not in said)
+
+
+def test_a_granite_of_attention_alone_has_one_kind() -> None:
+    config = {**PUBLISHED["granite-4.0-h-small"].config, "layer_types": ["attention"] * 40}
+    stored = read(config)
+    assert set(layers(stored)) == {"full"} and stored.stock == "all-full"
 
 
 def test_nulls_of_later_mistrals_mean_no_window() -> None:
@@ -268,6 +381,22 @@ def test_a_file_a_directory_and_a_name_are_found(tmp_path: Path) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     assert find_config(str(directory)).weights_bytes == 777, "shards may not be there yet"
     assert find_config("gemma3-27b").model_path == "google/gemma-3-27b-it"
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[], {"metadata": None}, {"metadata": []}, {}]
+    + [{"metadata": {"total_size": size}} for size in (1.5e9, 16e9, "7", -7, 0, None, 10**30)],
+)
+def test_an_odd_index_of_weights_is_said_and_the_files_count(tmp_path: Path, index: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = find_config(str(tmp_path))
+    assert found.weights_bytes is None
+    assert "model.safetensors.index.json" in found.weights_from
+    (tmp_path / "model-1.safetensors").write_bytes(b"x" * 100)
+    found = find_config(str(tmp_path))
+    assert found.weights_bytes == 100 and "1 safetensors file; " in found.weights_from
 
 
 def test_what_is_not_found_is_answered_with_what_is_like_it(tmp_path: Path) -> None:

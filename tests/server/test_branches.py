@@ -8,6 +8,7 @@ import pytest
 from server.client import Client, Request
 from server.pool import ServerPool, group_of
 from server.prompts import words
+from sglang_jenga.core.request_digest import request_digest
 
 #: Length of a common beginning -> what four visitors hit one after the other on SGLang's own pools
 #: (Qwen3-Next, chunks of 128, the kernels' 64). The second one hits where a chunk of the first
@@ -39,7 +40,7 @@ def test_each_visitor_of_a_prefix_hits_what_stock_hits(pool: ServerPool) -> None
             rid = f"visitor-{prefix}-{visitor}"
             answer = client.generate(Request(input_ids=(*common, *tail), max_new_tokens=4), rid=rid)
             told.append(answer.cached_tokens)
-            report = client.arena()["hits"]["reports"][rid]
+            report = client.arena()["hits"]["reports"][request_digest(rid)]
             assert report["hit_tokens"] == told[-1]
             if visitor:
                 assert report["full_only_tokens"] == prefix, report

@@ -20,6 +20,7 @@ from server.client import Client, Request
 from server.launch import ServerSpec, serving
 from server.matrix import prepare
 from server.variants import jenga_spec, variant
+from sglang_jenga.core.request_digest import request_digest
 from sglang_jenga.demo import scale
 from sglang_jenga.demo.router import default_python, router_version
 from sglang_jenga.demo.server import ServerError, free_port
@@ -118,7 +119,7 @@ def test_two_data_parallel_ranks_have_an_arena_each_and_their_events_are_what_hi
         by_rank = {arena["dp_rank"]: arena["hits"]["reports"] for arena in arenas(client)}
         assert set(by_rank) == {0, 1}
         for rank in range(2):
-            assert f"believed-{rank}" in by_rank[rank]
+            assert request_digest(f"believed-{rank}") in by_rank[rank]
             told = explain(server.url, "--rid", f"believed-{rank}", "--format", "json")
             assert json.loads(told)["hit_tokens"] > 0
         assert "requests" in explain(server.url, "--last", "2")

@@ -35,6 +35,12 @@ def ranks_of(tp: int, fields: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def built_model(checkpoint: Path, *, multimodal: bool | None = None) -> torch.nn.Module:
+    """SGLang's model of a configuration, on one rank, without weights."""
+    with _built(checkpoint, 1, multimodal) as (model, _):
+        return model
+
+
 def kinds_of_built_model(
     checkpoint: Path,
     *,
@@ -43,6 +49,25 @@ def kinds_of_built_model(
     kv_cache_dtype: torch.dtype | None = None,
 ) -> tuple[KindSpec, ...]:
     """Kinds that a server reads off its model (``classify``), for the K/V type it would take."""
+    with _built(checkpoint, tp, multimodal) as (model, config):
+        runner = SimpleNamespace(
+            model=model,
+            model_config=config,
+            device="cpu",
+            page_size=1,
+            use_mla_backend=False,
+            is_hybrid_swa=config.is_hybrid_swa,
+            sliding_window_size=None,
+        )
+        classify(runner)
+        return setup_of(config).kinds.specs(kv_cache_dtype or config.dtype)
+
+
+@contextmanager
+def _built(
+    checkpoint: Path, tp: int, multimodal: bool | None
+) -> Iterator[tuple[torch.nn.Module, Any]]:
+    """A model and its ``ModelConfig``, while SGLang's contexts are those of its server."""
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader.loader import _initialize_model
@@ -65,14 +90,4 @@ def kinds_of_built_model(
                 model = _initialize_model(config, LoadConfig())
         finally:
             torch.set_default_dtype(torch.float32)
-        runner = SimpleNamespace(
-            model=model,
-            model_config=config,
-            device="cpu",
-            page_size=1,
-            use_mla_backend=False,
-            is_hybrid_swa=config.is_hybrid_swa,
-            sliding_window_size=None,
-        )
-        classify(runner)
-        return setup_of(config).kinds.specs(kv_cache_dtype or config.dtype)
+        yield model, config

@@ -8,6 +8,7 @@ pools, allocator and radix cache. Only the forward pass is missing: its result i
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from sglang.srt.mem_cache.allocation import alloc_for_decode, alloc_for_extend
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
@@ -133,7 +135,7 @@ class Machine:
         self.chunk_tokens = chunk_tokens
         self.plan = make_plan(kinds, page_tokens=page_tokens, large_pages=large_pages)
         self.demand = DemandModel(
-            page_tokens=page_tokens, window=kinds.window_policy, chunk_tokens=chunk_tokens
+            plan=self.plan, window=kinds.window_policy, chunk_tokens=chunk_tokens
         )
         buffer = ArenaBuffer(self.plan, device)
         self.rows = build_rows(
@@ -347,3 +349,11 @@ class Machine:
         if kind == self.arena.state_kind:
             return self.tree.mamba_evictable_size() + self.tree.mamba_protected_size()
         return self.tree.swa_evictable_size() + self.tree.swa_protected_size()
+
+
+def evict_piece(machine: Machine, node: Any, kind: ComponentType) -> None:
+    """Take the window or the state of this node, whatever the order of eviction says."""
+    frees: Any = defaultdict(list)
+    tracker = dict.fromkeys(machine.tree.tree_components, 0)
+    machine.tree.tree_core.evict_piece(node, kind, tracker, frees)
+    machine.tree._give_back(frees)

@@ -51,7 +51,7 @@ class Loop:
 
     def submit(self, req: Req) -> bool:
         """Queue a request, clipped as the scheduler does; False when it can never fit."""
-        longest = self.machine.demand.longest_request_tokens(self.machine.plan)
+        longest = self.machine.demand.longest_request_tokens
         allowed = self.machine.arena.max_new_tokens_for_memory(
             len(req.origin_input_ids),
             req.sampling_params.max_new_tokens,

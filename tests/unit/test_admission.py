@@ -45,13 +45,11 @@ def make_machine(
     cached: bool = True,
 ) -> Machine:
     """The smallest arena in which a request of ``longest`` tokens fits alone."""
-    demand = DemandModel(
-        page_tokens=page_tokens, window=kinds.window_policy, chunk_tokens=chunk_tokens
-    )
 
     def holds(large_pages: int) -> bool:
         plan = make_plan(kinds, page_tokens=page_tokens, large_pages=large_pages)
-        return demand.longest_request_tokens(plan) >= longest
+        demand = DemandModel(plan=plan, window=kinds.window_policy, chunk_tokens=chunk_tokens)
+        return demand.longest_request_tokens >= longest
 
     return Machine(
         kinds,
@@ -68,7 +66,7 @@ def traffic(machine: Machine, seed: int, *, requests: int) -> Loop:
     """Random prompts, many with a shared beginning, arriving a few at a time."""
     rng = random.Random(seed)
     loop = Loop(machine=machine, new_token_ratio=rng.choice((0.05, 0.3, 1.0)))
-    longest = machine.demand.longest_request_tokens(machine.plan)
+    longest = machine.demand.longest_request_tokens
     roots = [[rng.randrange(1000) for _ in range(longest)] for _ in range(3)]
     served: list[list[int]] = []
     for _ in range(requests):
@@ -118,7 +116,7 @@ def test_the_longest_request_is_served_by_an_idle_server_whatever_it_has_cached(
 ) -> None:
     rng = random.Random(SEED)
     machine = make_machine(kinds, page_tokens=page_tokens)
-    longest = machine.demand.longest_request_tokens(machine.plan)
+    longest = machine.demand.longest_request_tokens
     for pinned in (0, 60):  # tokens that the request finds in the cache, and so pins
         for _ in range(12):
             others = [rng.randrange(1000) for _ in range(rng.randrange(1, 100))]
@@ -138,7 +136,7 @@ def test_the_longest_request_is_served_by_an_idle_server_whatever_it_has_cached(
 
 def test_a_request_longer_than_the_arena_is_refused_at_once() -> None:
     machine = make_machine(KINDS["window"])
-    longest = machine.demand.longest_request_tokens(machine.plan)
+    longest = machine.demand.longest_request_tokens
     loop = Loop(machine=machine)
     assert not loop.submit(machine.request(range(longest)))
     req = machine.request(range(longest - 11), max_new=500)
@@ -233,7 +231,7 @@ def check(budget: ArenaPrefillBudget, extend: int, *, max_new: int, chunk: int |
 
 def test_an_idle_server_shortens_the_chunk_rather_than_refuse() -> None:
     machine = make_machine(KINDS["window"], chunk_tokens=40)
-    longest = machine.demand.longest_request_tokens(machine.plan)
+    longest = machine.demand.longest_request_tokens
     admitted, chunk = check(budget(machine), longest, max_new=0, chunk=longest)
     assert admitted and chunk is not None and 0 < chunk < longest
     assert machine.arena.core.fits([chunk] * 2) and not machine.arena.core.fits([chunk + 1] * 2)
@@ -243,7 +241,7 @@ def test_a_busy_server_makes_a_newcomer_wait_for_what_running_requests_may_still
     machine = make_machine(KINDS["uniform"], chunk_tokens=None)
     running = machine.prefill(range(100), max_new=500)
     machine.decode([running])
-    longest = machine.demand.longest_request_tokens(machine.plan)
+    longest = machine.demand.longest_request_tokens
     held = 100 + 1
     room = longest - held
     asking = budget(machine)

@@ -45,6 +45,7 @@ def test_this_environment_can_serve_and_the_resolved_command_line_is_accepted(
     for process in ("launcher process", "scheduler process"):
         assert f"{len(HOOKS)} of {len(HOOKS)} hooks" in found[process]["says"][0]
     assert str(tiny_gemma3) in found["command line"]["says"][0]
+    assert "Gemma3ForCausalLM: full (slot 512 B), window (slot" in found["arena"]["says"][0]
 
 
 @pytest.mark.slow
@@ -63,18 +64,46 @@ def test_refused_flags_are_named_without_a_model() -> None:
     diagnose.attached()
     by_flag = {row.flag: row for row in REFUSALS}
     row = by_flag["--enable-unified-memory"]
-    (said,) = diagnose.command_line([row.flag])
+    (said,) = diagnose.command_line([row.flag]).problems
     assert said.startswith(row.flag) and row.reason in said and row.alternative in said
-    assert diagnose.command_line(["--page-size", "16"]) == []
+    assert not diagnose.command_line(["--page-size", "16"]).problems
 
 
-def test_what_sglang_itself_refuses_is_a_finding_too(
-    tiny_gemma3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--bogus-flag", "3"], "unrecognized arguments: --bogus-flag 3"),
+        (["--page-size", "many"], "argument --page-size: invalid int value: 'many'"),
+        (["--page-size"], "argument --page-size: expected one argument"),
+        (["--bogus-\x1b[2J"], "unrecognized arguments: --bogus-\\x1b[2J"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_argparse_says_is_said(words: list[str], says: str, tiny_gemma3: Path) -> None:
+    for model in ([], ["--model-path", str(tiny_gemma3)]):
+        (said,) = diagnose.command_line([*words, *model] if len(words) > 1 else words).problems
+        assert said == f"SGLang does not understand it: {says}"
+
+
+def test_the_message_of_a_bogus_flag_reaches_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = findings(capsys, "--bogus-flag", "3")
+    assert status == 1
+    (said,) = found["command line"]["says"]
+    assert "unrecognized arguments: --bogus-flag 3" in said
+
+
+def test_what_sglang_itself_refuses_is_a_finding_too(tiny_gemma3: Path, tmp_path: Path) -> None:
     diagnose.attached()
-    assert "SGLang does not understand" in diagnose.command_line(["--no-such-flag"])[0]
-    (said,) = diagnose.command_line(["--model-path", str(tmp_path / "nothing")])
+    (said,) = diagnose.command_line(["--model-path", str(tmp_path / "nothing")]).problems[:1]
     assert said.startswith("SGLang refuses it:")
+    after_resolution = ["--model-path", str(tiny_gemma3), "--tokenizer-worker-num", "0"]
+    (said,) = diagnose.command_line(after_resolution).problems
+    assert said == "SGLang refuses it: AssertionError: Tokenizer worker num must >= 1"
+
+
+def test_another_backend_is_not_checked_as_if_it_were_ours() -> None:
+    (said,) = diagnose.command_line(["--radix-cache-backend=flexkv"]).problems
+    assert "'flexkv': this server would not run on Jenga's arena" in said
 
 
 def test_settings_with_a_typo_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

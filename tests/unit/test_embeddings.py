@@ -191,7 +191,7 @@ def test_requests_take_what_embeddings_hold(cached: bool) -> None:
     name = 0
     while not cache.evicted_slots:
         cache.set(name := name + 1, rows(name))
-    longest = machine.demand.longest_request_tokens(machine.plan)
+    longest = machine.demand.longest_request_tokens
     loop = Loop(machine=machine)
     assert loop.submit(machine.request(range(longest - 6), max_new=5))
     loop.run()

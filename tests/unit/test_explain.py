@@ -35,7 +35,7 @@ def serve(m: Machine, prompt: list[int], **kwargs: int) -> HitReport:
     req = m.prefill(prompt, **kwargs)
     m.decode([req])
     m.finish(req)
-    return m.tree.hits._reports[request_digest(req.rid)]
+    return m.tree.hits.report(request_digest(req.rid))
 
 
 def evict_windows(m: Machine, cause: str) -> None:
@@ -71,6 +71,19 @@ def test_a_branch_whose_window_went_names_the_first_token_it_lacks_and_who_took_
     assert report.missing_token == 60 - SPAN
     assert report.evicted_by is not None and report.evicted_by.cause == "request 7 started"
     assert report.rest_evicted_by is None, "the rest of the prompt is new"
+
+
+def test_a_report_tells_of_the_start_whatever_goes_later() -> None:
+    m = machine()
+    serve(m, PROMPT)
+    evict_windows(m, "request 7 started")
+    req = m.prefill([*PROMPT[:60], 1, 2, 3])
+    before = m.tree.hits.report(req.rid)
+    m.decode([req])
+    m.finish(req)
+    evict_windows(m, "request 8 started")
+    assert m.tree.hits.report(req.rid) == before
+    assert before.evicted_by is not None and before.evicted_by.cause == "request 7 started"
 
 
 def test_full_slots_that_went_are_told_from_text_that_is_new() -> None:

@@ -22,7 +22,7 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from subscriber import Subscriber, replay
 
 from image_machine import ImageMachine, picture
-from machine import Machine, make_kinds
+from machine import Machine, evict_piece, make_kinds
 from sglang_jenga.core.policies import Chunked, LiveSlots, Window
 from sglang_jenga.sglang_ext.state_strategy import LAZY
 from state_machine import StateMachine, caching_strategy, state_kinds
@@ -149,7 +149,7 @@ def drop_piece(machine: Machine, text: Sequence[int], kind: ComponentType) -> No
     assert machine.match(req) == len(text)
     node = core.node_by_id(req.last_node)
     assert node.component_data[kind].value is not None and node.children, "an inner node"
-    machine.tree._apply_eviction_result(core.evict_piece(node, kind))
+    evict_piece(machine, node, kind)
 
 
 def test_a_text_whose_window_is_gone_is_taken_back_and_stored_again_when_it_is_computed_anew() -> (

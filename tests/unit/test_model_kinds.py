@@ -115,6 +115,16 @@ def test_policies_of_which_none_keeps_what_the_other_needs_are_refused() -> None
         read(*layers)
 
 
+@pytest.mark.parametrize("container", [dict, list])
+def test_layers_in_a_plain_container_are_seen_too(container: type) -> None:
+    """SGLang's Transformers models keep theirs in a dict, which torch does not look into."""
+    layers = {i: attention(i, sliding_window_size=8 if i else -1) for i in range(3)}
+    built = torch.nn.Module()
+    built.attention_instances = layers if container is dict else list(layers.values())
+    kinds = read_model_kinds(built, None)
+    assert ids(kinds.full) == [0] and ids(kinds.window) == [1, 2]
+
+
 def test_layers_that_attend_to_images_are_a_kind_of_their_own() -> None:
     kinds = read(*(attention(i, is_cross_attention=i in (1, 4)) for i in range(6)))
     assert ids(kinds.full) == [0, 2, 3, 5] and ids(kinds.cross) == [1, 4]
@@ -261,6 +271,46 @@ def test_a_model_whose_windows_nobody_computes_is_uniform_whatever_its_config_sa
 def test_latent_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"latent \(MLA\) rows.*Drop --radix-cache-backend"):
         classify(runner(model(attention(0)), mla=True))
+
+
+def with_module(name: str) -> torch.nn.Module:
+    built = model(attention(0))
+    built.layers[0].add_module(name, torch.nn.Linear(2, 2))
+    return built
+
+
+@pytest.mark.parametrize("name", ["indexer", "compressor", "index_qkv_proj", "index_k_norm"])
+def test_rows_that_a_model_keeps_beside_its_layers_are_refused_by_their_maker(name: str) -> None:
+    named = rf"module layers\.0\.{name} \(Linear\), uses index keys"
+    with pytest.raises(ConfigError, match=named):
+        classify(runner(with_module(name)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "named"),
+    [
+        ("DeepseekV4ForCausalLM", {}, "compressed K/V"),
+        ("DeepseekV4ForCausalLMNextN", {}, "compressed K/V"),
+        ("MiniMaxM3SparseForConditionalGeneration", {}, "index keys"),
+        ("Qwen4ExpForConditionalGeneration", {}, "index keys"),
+        ("NewForCausalLM", {"compress_ratios": [0, 4, 128]}, "'compress_ratios' is set"),
+        ("NewForCausalLM", {"indexer_n_heads": 8}, "'indexer_n_heads' is set"),
+        ("NewForCausalLM", {"index_topk": 2048}, "'index_topk' is set"),
+        ("NewForCausalLM", {"sparse_attention_config": {"a": 1}}, "'sparse_attention_config'"),
+    ],
+)
+def test_rows_that_a_configuration_states_are_refused_by_name(
+    architecture: str, fields: dict[str, Any], named: str
+) -> None:
+    config = LlamaConfig(architectures=[architecture], **fields)
+    with pytest.raises(ConfigError, match=rf"{architecture} uses .*{named}.*Drop --radix-cache"):
+        classify(runner(model(attention(0)), hf_config=config))
+
+
+def test_encoders_are_told_apart_before_their_layers_are_looked_at() -> None:
+    """Whisper numbers its layers from its encoder's on: the gap is not why it is refused."""
+    with pytest.raises(ConfigError, match="does not support WhisperForConditionalGeneration"):
+        classify(runner(model(attention(7)), encoder="WhisperForConditionalGeneration"))
 
 
 MLLAMA = "MllamaForConditionalGeneration"

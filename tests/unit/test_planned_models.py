@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from built_models import kinds_of_built_model
+from built_models import built_model, kinds_of_built_model
 from published_forms import FORMS
 from sglang_jenga.core.configs.dtypes import model_dtype
 from sglang_jenga.core.configs.families import FAMILIES, Family
@@ -63,6 +63,16 @@ def test_kinds_of_published_forms_are_those_of_the_built_model(form: str, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(FORMS[form]))
     planned = read_model(find_config(str(tmp_path)).config).specs
     assert planned == kinds_of_built_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_the_planner_knows_whose_model_file_keeps_its_quantisation(
+    family: str, checkpoint: Callable[[str], Path]
+) -> None:
+    path = checkpoint(family)
+    model = built_model(path, multimodal=True if family in IMAGES_BY_FLAG else None)
+    stored = read_model(find_config(str(path)).config, flags_of(family, 1))
+    assert hasattr(model, "quant_config") is stored.family.auto_kv
 
 
 def test_what_a_server_refuses_is_refused_in_its_words(tmp_path: Path) -> None:
@@ -139,7 +149,7 @@ def test_sglang_holds_published_architectures_as_we_say(name: str) -> None:
 
     stored = read_model(PUBLISHED[name].config)
     hybrid = is_hybrid_swa_model([stored.architecture], None)
-    assert (stored.family.stock == "windows") is bool(hybrid)
-    assert (stored.family.stock == "states") is (stored.kinds.states is not None)
+    assert (stored.stock == "windows") is bool(hybrid)
+    assert (stored.stock == "states") is (stored.kinds.states is not None)
     if stored.architecture in _MAMBA_EXTRA_BUFFER_ARCHS:
         assert stored.family.state_slots == 5

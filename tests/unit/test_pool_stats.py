@@ -29,7 +29,7 @@ def windowed(*, full_layers: int = 2, window_layers: int = 5, large_pages: int =
 
 def observer(m: Machine) -> SchedulerPoolStatsObserver:
     """SGLang's own, hooked as in a server."""
-    longest = m.demand.longest_request_tokens(m.plan)
+    longest = m.demand.longest_request_tokens
     return SchedulerPoolStatsObserver(
         tree_cache=m.tree,
         token_to_kv_pool_allocator=m.arena,

@@ -7,6 +7,7 @@ Real server arguments of a real (tiny) checkpoint are parsed and resolved in thi
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +20,15 @@ from sink_window.policy import SinkWindow
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.policies import Chunked, Window
-from sglang_jenga.sglang_ext import plugin
+from sglang_jenga.sglang_ext import diagnose, plugin
+from sglang_jenga.sglang_ext.config import ARENA_SIZE, REFERENCE_ATTENTION
+from sglang_jenga.sglang_ext.refusal import Refusal
 from sglang_jenga.sglang_ext.refusal_table import (
     ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
     OWN_POLICY_BACKENDS,
     REFUSALS,
     UNTRANSLATED_BACKEND,
-    Refusal,
 )
 from sglang_jenga.sglang_ext.refusals import check_backends, check_early, check_resolved
 
@@ -62,16 +64,23 @@ def test_the_feature_is_refused_with_flag_value_reason_and_alternative(
     arguments = written(row, monkeypatch)
     with pytest.raises(ConfigError) as caught:
         resolve(tiny_gemma3, *arguments)
-    (line,) = [line for line in str(caught.value).splitlines() if line.startswith(row.flag + " ")]
+    said = str(caught.value).splitlines()
+    (line,) = [line for line in said if line.startswith(row.flag + " ")]
     assert row.reason in line and row.alternative in line
-    assert repr(row.value_in(SimpleNamespace(**{row.field: value_of(row)}))) in line
+    value = row.value_in(SimpleNamespace(**{row.field: value_of(row)}))
+    assert f"(value {value!r})" in line or f"(value {value:.1f})" in line
+    doctor = diagnose.command_line(
+        ["--model-path", str(tiny_gemma3), "--device", "cpu", *arguments]
+    )
+    assert [*doctor.problems] == said
+    assert line in diagnose.command_line(arguments).problems, "nor does it need the model"
 
 
 def value_of(row: Refusal) -> Any:
     """The example as SGLang parses it."""
     if not row.example:
         return True
-    return int(row.example) if row.example.isdigit() else row.example
+    return int(row.example) if row.example.lstrip("-").isdigit() else row.example
 
 
 @ROWS
@@ -102,6 +111,65 @@ def test_a_feature_that_sglang_switches_on_by_itself_is_refused_too(
     else:
         with pytest.raises(ConfigError, match=row.flag):
             check_resolved(server_args)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--page-size", "7"], "--page-size 7 does not divide --chunked-prefill-size"),
+        (["--page-size", "100000"], "--page-size 100000 does not divide --chunked-prefill-size"),
+        (["--page-size", "16", "--chunked-prefill-size", "40"], "16 does not divide"),
+        (["--mem-fraction-static", "0"], "it is the share of the device's memory"),
+        (["--mem-fraction-static=-0.5"], "it is the share of the device's memory"),
+        (["--mem-fraction-static", "nan"], "it is the share of the device's memory"),
+        (["--page-size=-1"], "a page holds at least one token"),
+        (["--max-total-tokens=-5"], "those would hold nothing"),
+        (["--jenga-arena-size", ""], "(flag --jenga-arena-size) is set to '': write a size"),
+        (["--jenga-arena-size", " \t"], "is set to ' \\t': write a size"),
+        (["--jenga-arena-size", "9" * 320], "is not a size"),
+        (["--jenga-arena-size", "9" * 25], "which no machine has"),
+        (["--jenga-arena-size=-1"], "is not a size"),
+        (["--jenga-arena-size", "nan"], "is not a size"),
+        (["--jenga-arena-size", "1e9"], "is not a size"),
+        (["--jenga-arena-size", "3 parsecs"], "is not a size"),
+        (["--jenga-arena-size", "\x1b[2J"], "'\\x1b[2J' is not a size"),
+        (["--jenga-arena-size", "0"], "is zero"),
+    ],
+    ids=lambda value: value[-1][:20] if isinstance(value, list) else None,
+)
+def test_a_value_that_no_arena_can_be_cut_by_is_refused_and_doctor_says_the_same(
+    arguments: list[str], says: str, tiny_gemma3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ARENA_SIZE, "1GiB")  # restored afterwards
+    with pytest.raises(ConfigError) as caught:
+        resolve(tiny_gemma3, *arguments)
+    said = str(caught.value)
+    assert says in said and said.isprintable() and len(said) < 400
+    written = ["--model-path", str(tiny_gemma3), "--device", "cpu", *arguments]
+    assert diagnose.command_line(written).problems == tuple(said.splitlines())
+
+
+@pytest.mark.parametrize("backend", [None, "another"])
+def test_an_arena_size_without_the_backend_is_refused(
+    backend: str | None, tiny_gemma3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ARENA_SIZE, raising=False)
+    with pytest.raises(ConfigError, match=r"--jenga-arena-size \(value '1GiB'\) is for"):
+        resolve(tiny_gemma3, "--jenga-arena-size", "1GiB", backend=backend)
+    assert ARENA_SIZE not in os.environ
+
+
+def test_variables_that_a_stock_server_does_not_read_are_warned_of(
+    tiny_gemma3: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(ARENA_SIZE, "1GiB")
+    monkeypatch.setenv(REFERENCE_ATTENTION, "banana")
+    monkeypatch.setattr(plugin.logger, "handlers", [caplog.handler])
+    resolve(tiny_gemma3, backend=None)
+    assert "SGLANG_JENGA_ARENA_SIZE='1GiB' does nothing" in caplog.text
+    assert "SGLANG_JENGA_REFERENCE_ATTENTION='banana' is not a switch" in caplog.text
+    with pytest.raises(ConfigError, match="REFERENCE_ATTENTION='banana' is not a switch"):
+        resolve(tiny_gemma3)
 
 
 def test_all_problems_are_named_at_once(tiny_gemma3: Path) -> None:

@@ -71,7 +71,7 @@ def test_it_holds_about_one_span_of_window_slots_however_long_it_gets(
 ) -> None:
     machine = make_machine(policy, page_tokens, cached)
     req = machine.prefill(range(75), max_new=400, chunk=32)
-    interval = machine.demand.slide_interval_tokens(machine.plan)
+    interval = machine.demand.slide_interval_tokens
     most = most_kept(policy, page_tokens) + interval
     if policy.head_tokens and cached:
         most += SPAN + page_tokens  # a prompt whose sinks are read stays pinned as a whole
@@ -143,7 +143,7 @@ def test_a_prompts_window_is_pinned_only_where_the_answer_still_reads_it(
     machine = make_machine(policy, page_tokens, cached=True)
     prompt = range(96)
     req = machine.prefill(prompt, max_new=400, chunk=32)
-    interval = machine.demand.slide_interval_tokens(machine.plan)
+    interval = machine.demand.slide_interval_tokens
     idle = max(interval, machine.demand.unpin_tokens)
     for position in range(96, 96 + 2 * SPAN):
         machine.decode([req])

@@ -207,9 +207,10 @@ def test_kinds_get_a_servers_names_and_order() -> None:
 def test_the_plain_engine_reports_what_is_lost() -> None:
     """The check at the end of a replay can fail."""
     kinds = kinds_of("llama31-8b")
+    plan = plan_arena(kinds, arena_bytes=GIB)
     engine = PlainEngine(
-        plan_arena(kinds, arena_bytes=GIB),
-        demand=DemandModel(page_tokens=1, window=window_of(kinds), chunk_tokens=64),
+        plan,
+        demand=DemandModel(plan=plan, window=window_of(kinds), chunk_tokens=64),
         max_running=2,
         longest_tokens=100,
     )

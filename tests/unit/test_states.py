@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
-from machine import VOCABULARY
+from machine import VOCABULARY, evict_piece
 from scheduler import Loop
 from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import Window
@@ -107,7 +107,7 @@ def test_finished_conversations_take_the_whole_arena_and_give_it_up() -> None:
     for i in range(60):
         serve(m, [(i * 37 + j) % VOCABULARY for j in range(30)], output=2)
     assert m.tree.mamba_evictable_size() > 3
-    longest = m.demand.longest_request_tokens(m.plan)
+    longest = m.demand.longest_request_tokens
     loop = Loop(machine=m)
     big = m.request([j % VOCABULARY for j in range(longest - 10)], max_new=8)
     assert loop.submit(big)
@@ -219,7 +219,7 @@ def test_full_slots_that_no_state_makes_a_hit_go_before_older_ones_that_can_be_h
     req = m.prefill(list(range(400, 440)))
     core = m.tree.tree_core
     node = m.tree.resolve_node_handle(req.last_node)
-    m.tree._apply_eviction_result(core.evict_piece(node, ComponentType.MAMBA))
+    evict_piece(m, node, ComponentType.MAMBA)
     m.retract(req)
     assert core.oldest_leaf().node is node
     assert m.hit(old) == len(old)

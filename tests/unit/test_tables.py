@@ -71,7 +71,7 @@ def test_a_request_holds_distinct_slots_and_window_slots_for_its_last_tokens() -
     window = machine.arena.translation.host[slots]
     live_tokens = np.flatnonzero(window)
     assert live_tokens[-1] == len(slots) - 1
-    interval = machine.demand.slide_interval_tokens(machine.plan)
+    interval = machine.demand.slide_interval_tokens
     own = live_tokens[live_tokens >= req.kv.cache_protected_len]
     assert W <= len(own) <= W + interval
     assert len(set(window[live_tokens].tolist())) == len(live_tokens)

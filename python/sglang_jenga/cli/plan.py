@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import dataclass, replace
 
 from sglang_jenga.cli.arguments import add_output, size
@@ -16,6 +17,7 @@ from sglang_jenga.core.configs.read import ServeFlags, StoredModel, read_model
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import KindSpec
 from sglang_jenga.core.managers import Capacity, Lengths, Scene, compare
+from sglang_jenga.core.printable import printable, shown
 from sglang_jenga.core.sizes import format_bytes
 from sglang_jenga.core.sizing import SizedArena, size_arena
 
@@ -29,6 +31,7 @@ names: {", ".join(PUBLISHED)}
 #: SGLang's cache of image embeddings (SGLANG_VLM_CACHE_SIZE_MB), whose bytes the arena takes over.
 _SIDE_CACHE_BYTES = 100 * 2**20
 _USUAL_MEMORY_BYTES = 80 * 2**30
+_MOST_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--page-size", type=_count, default=1, help="tokens (%(default)s)")
     parser.add_argument(
-        "--chunked-prefill-size", type=int, metavar="TOKENS", help="-1: whole prompts (8192)"
+        "--chunked-prefill-size", type=_whole, metavar="TOKENS", help="-1: whole prompts (8192)"
     )
     parser.add_argument("--enable-multimodal", action="store_true", help="as the server's flag")
     parser.add_argument("--draft", metavar="CONFIG", help="a draft model in the same arena")
     parser.add_argument("--prompt-tokens", type=_count, default=4096, help="(%(default)s)")
-    parser.add_argument("--output-tokens", type=int, default=512, help="(%(default)s)")
+    parser.add_argument("--output-tokens", type=_whole, default=512, help="(%(default)s)")
     parser.add_argument(
-        "--image-tokens", type=int, help="of a request, in cross layers (one picture's)"
+        "--image-tokens", type=_whole, help="of a request, in cross layers (one picture's)"
     )
     add_output(parser)
 
@@ -119,7 +122,7 @@ def make_report(args: argparse.Namespace) -> Report:
         mamba_conv_dtype=args.mamba_conv_dtype,
         enable_multimodal=args.enable_multimodal,
     )
-    model = read_model(found.config, flags)
+    model = read_model(found.config, flags, quant=found.quant)
     if model.family.page_one and args.page_size != 1:
         raise ConfigError(
             f"{model.architecture} is served with --page-size 1 only, not {args.page_size}"
@@ -138,7 +141,7 @@ def make_report(args: argparse.Namespace) -> Report:
     lengths = _lengths(args, model, chunk)
     scene = Scene(
         specs=specs,
-        stock=model.family.stock,
+        stock=model.stock,
         total_bytes=budget.arena_bytes,
         page_tokens=args.page_size,
         lengths=lengths,
@@ -160,14 +163,27 @@ def make_report(args: argparse.Namespace) -> Report:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return number
 
 
+def _whole(text: str) -> int:
+    """A number of tokens or ranks."""
+    try:
+        number = int(text) if len(text) <= _MOST_DIGITS else None
+    except ValueError:
+        number = None
+    if number is None:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not a whole number of at most {_MOST_DIGITS} digits"
+        )
+    return number
+
+
 def _draft_specs(draft: FoundConfig, flags: ServeFlags) -> tuple[KindSpec, ...]:
-    specs = read_model(draft.config, flags).specs
+    specs = read_model(draft.config, flags, quant=draft.quant).specs
     return tuple(replace(spec, name=f"draft:{spec.name}") for spec in specs)
 
 
@@ -198,8 +214,9 @@ def _budget(args: argparse.Namespace, found: FoundConfig, draft: FoundConfig | N
         for checkpoint in checkpoints:
             if checkpoint.weights_bytes is None:
                 raise ConfigError(
-                    f"the weights of {checkpoint.name} are not known: no safetensors lie beside "
-                    "its config.json. Give --weights SIZE, or --kv SIZE instead of --memory"
+                    f"the weights of {printable(checkpoint.name)} are not known: "
+                    f"{checkpoint.weights_from}. Give --weights SIZE, or --kv SIZE instead of "
+                    "--memory"
                 )
         weights = sum(checkpoint.weights_bytes or 0 for checkpoint in checkpoints)
         source = " + ".join(checkpoint.weights_from for checkpoint in checkpoints)
@@ -223,7 +240,7 @@ def _command(args: argparse.Namespace, found: FoundConfig, model: StoredModel) -
     words = []
     if args.mamba_conv_dtype is not None:
         words.append(f"SGLANG_MAMBA_CONV_DTYPE={args.mamba_conv_dtype}")
-    words += ["sglang", "serve", "--model-path", found.model_path]
+    words += ["sglang", "serve", "--model-path", printable(shlex.quote(found.model_path))]
     words += ["--radix-cache-backend", "jenga"]
     if args.kv is not None:
         words += ["--jenga-arena-size", _exact_size(args.kv)]
@@ -262,7 +279,7 @@ def _notes(
     lengths: Lengths,
     draft: FoundConfig | None,
 ) -> tuple[str, ...]:
-    notes = [note for note in (found.note, model.family.note) if note]
+    notes = [note for note in (found.note, model.family.note, model.note) if note]
     if draft is not None:
         notes.append(
             "a jenga server refuses speculation today, so the command leaves the draft model out; "

@@ -9,6 +9,7 @@ from sglang_jenga.cli.terminal import indented, table
 from sglang_jenga.core.managers import Capacity
 from sglang_jenga.core.plan import KindPlan
 from sglang_jenga.core.policies import TokenPolicy
+from sglang_jenga.core.printable import printable
 from sglang_jenga.core.sizes import count, format_bytes
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def describe(report: Report) -> str:
     """The report for people."""
     plan, flags = report.sized.plan, report.flags
     lines = [
-        f"{report.found.name}: {report.model.architecture}, K/V in {report.model.kv.name}, pages "
-        f"of {count(plan.page_tokens, 'token')}"
+        f"{printable(report.found.name)}: {report.model.architecture}, K/V in "
+        f"{report.model.kv.name}, pages of {count(plan.page_tokens, 'token')}"
         + (f", on each of {flags.tp} GPUs" if flags.tp > 1 else ""),
         f"arena of {format_bytes(plan.arena_bytes)} = {count(plan.num_large_pages, 'large page')} "
         f"of {format_bytes(plan.large_page_bytes)} ({plan.geometry}, one is the sink); the longest "

@@ -17,6 +17,7 @@ from sglang_jenga.core.configs.dtypes import KV_DTYPES, STATE_DTYPES
 from sglang_jenga.core.configs.published import PUBLISHED
 from sglang_jenga.core.configs.read import ServeFlags
 from sglang_jenga.core.errors import ConfigError, JengaError
+from sglang_jenga.core.printable import shown
 
 if TYPE_CHECKING:
     from sglang_jenga.simulate.loop import Totals
@@ -28,13 +29,15 @@ EXAMPLES = f"""examples:
   sglang-jenga simulate --model ./my-model --trace requests.jsonl --timeline bytes.svg
   sglang-jenga simulate --model llama31-8b --trace bench.jsonl --format json --output result.json
 
-A trace is a Mooncake trace (JSON lines), an Azure LLM inference trace (CSV), the output of
-sglang.bench_serving --output-details, or a log of requests with token counts (SGLang, OpenAI).
+A trace is a Mooncake trace (JSON lines), conversations of ShareGPT (JSON), an Azure LLM inference
+or BurstGPT trace (CSV), the output of sglang.bench_serving --output-details, or a log of requests
+with token counts (SGLang, OpenAI).
 All of its requests are there from the start.
 
 models known by name: {", ".join(PUBLISHED)}
 """
 _BAR = 30
+_MOST_DIGITS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="config.json, a directory that has one, or a known name"
     )
     parser.add_argument("--trace", required=True, type=Path, help="file of requests")
+    parser.add_argument(
+        "--characters-per-token",
+        type=_ratio,
+        default=4.0,
+        metavar="N",
+        help="characters of a token, for traces of text without counts (%(default)s)",
+    )
     parser.add_argument("--kv", type=size, default="20GiB", help="bytes of the arena (%(default)s)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="replay N requests only")
     parser.add_argument(
@@ -129,7 +139,12 @@ def run(args: argparse.Namespace) -> str:
         tp=args.tp, kv_cache_dtype=args.kv_cache_dtype, mamba_ssm_dtype=args.mamba_ssm_dtype
     )
     kinds = kinds_of(args.model, flags, page_tokens=args.page_size)
-    trace = read_trace(args.trace, skip=args.skip, limit=args.limit)
+    trace = read_trace(
+        args.trace,
+        skip=args.skip,
+        limit=args.limit,
+        characters_per_token=args.characters_per_token,
+    )
     if args.repeat > 1:
         if trace.shares_text:
             raise ConfigError(
@@ -212,11 +227,23 @@ def _positive(text: str) -> int:
     return value
 
 
+def _ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no number from 0.1 to 100")
+    return value
+
+
 def _count(text: str) -> int:
     try:
-        value = int(text)
+        value = int(text[: _MOST_DIGITS + 1])
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
+    if len(text) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{shown(text)} has more than {_MOST_DIGITS} digits")
     if value < 0:
         raise argparse.ArgumentTypeError("must not be negative")
     return value

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sglang_jenga.cli.terminal import table
+from sglang_jenga.core.printable import printable
 from sglang_jenga.core.sizes import count, format_bytes
 from sglang_jenga.simulate.report import Report
 
@@ -22,15 +23,14 @@ def report_lines(report: Report) -> list[str]:
 def _title(report: Report) -> list[str]:
     setup, plan = report.setup, report.plan
     out = [
-        f"{setup.model} on {format_bytes(plan.arena_bytes)}: {plan.num_large_pages:,} large "
-        f"pages of {format_bytes(plan.large_page_bytes)}",
-        f"{setup.trace}: {count(setup.requests, 'request')} ({setup.trace_format}), "
+        f"{printable(setup.model)} on {format_bytes(plan.arena_bytes)}: "
+        f"{plan.num_large_pages:,} large pages of {format_bytes(plan.large_page_bytes)}",
+        f"{printable(setup.trace)}: {count(setup.requests, 'request')} ({setup.trace_format}), "
         f"{setup.prompt_tokens:,} prompt and {setup.output_tokens:,} output tokens",
     ]
     if setup.too_long:
         out.append(f"left out: {count(setup.too_long, 'request')} longer than can be served")
-    if setup.failed:
-        out.append(f"left out: {count(setup.failed, 'request')} that the trace has no tokens for")
+    out += [f"left out {left}" for left in setup.left_out]
     return out + [f"note: {note}" for note in report.notes]
 
 

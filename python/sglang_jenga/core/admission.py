@@ -47,12 +47,15 @@ class PrefillPass:
         self.page_size = memory.page_size
         self.total_offset = num_mixed_decode_tokens
         self._demand = memory.demand
-        self._interval = self._demand.slide_interval_tokens(memory.plan)
+        self._interval = self._demand.slide_interval_tokens
+        self._window_kind = memory.token_kinds[1] if len(memory.token_kinds) > 1 else None
         self.pending_pages = memory.demand_of(self._pages(num_mixed_decode_tokens))
         self._admitted = 0
-        #: Window growth of running requests, and the state of the arena it was summed up for.
-        self._growth = 0.0
-        self._growth_version = -1
+        #: Running requests and the growth of their windows, and the state of the arena that these
+        #: were counted in: once per pass, unless a request is preempted in it.
+        self._running = 0
+        self._growth = 0
+        self._counted_version = -1
         #: What the last question that was answered with no asked for, small pages per kind.
         self._short_of = self.pending_pages
         #: A request got a shorter chunk than it could use, for want of memory.
@@ -72,7 +75,7 @@ class PrefillPass:
         full ones.
         """
         arena = self.memory
-        asked = arena.demand_of(0)
+        asked = [0] * len(arena.kinds)
         if arena.cross_kind is not None:
             images += self.pending_pages[arena.cross_kind]
             asked[arena.cross_kind] = images
@@ -81,12 +84,13 @@ class PrefillPass:
             asked[arena.state_kind] = self._states_asked(
                 states, self.pending_pages[arena.state_kind]
             )
-        for kind, tokens in zip(arena.token_kinds, (full_tokens, window_tokens), strict=False):
-            asked[kind] = self._pages(tokens)
-        fits = bool(arena.fits_once_evicted(self.cache, asked))
-        if not fits:
-            self._short_of = asked
-        return fits
+        asked[0] = self._pages(full_tokens)
+        if self._window_kind is not None:
+            asked[self._window_kind] = self._pages(window_tokens)
+        if arena.fits_once_evicted(self.cache, asked):
+            return True
+        self._short_of = asked
+        return False
 
     def _states_asked(self, newcomers: int, pending: int) -> int:
         """States for newcomers and for those admitted in this pass, and what they leave the cache.
@@ -97,26 +101,43 @@ class PrefillPass:
         """
         if not newcomers:
             return pending
-        running = np.count_nonzero(self.memory.row_tokens)
-        requests = int(running) + self._admitted + newcomers
+        self._count_running()
+        requests = self._running + self._admitted + newcomers
         return newcomers + pending + int(requests * min(0.25, self.memory.state_hit_rate))
+
+    def _count_running(self) -> None:
+        version = self.memory.core.version
+        if self._counted_version == version:
+            return
+        self._counted_version = version
+        tokens = self.memory.row_tokens
+        tokens = tokens[tokens > 0]
+        self._running = len(tokens)
+        kept = self._demand.kept_tokens
+        if kept is not None:
+            self._growth = int(np.maximum(0, kept + self._interval - tokens).sum())
 
     def _future_window_tokens(self) -> float:
         """Window growth of running requests: none grows past what it keeps, nor past its tokens."""
-        kept = self._demand.kept_tokens
-        if kept is None:
-            return 0
-        if self._growth_version != self.memory.core.version:  # a request may be preempted
-            self._growth_version = self.memory.core.version
-            tokens = self.memory.row_tokens
-            self._growth = np.maximum(0, kept + self._interval - tokens[tokens > 0]).sum()
-        return float(min(self.total_offset, self._growth))
+        self._count_running()
+        return min(self.total_offset, self._growth)
 
-    def _demand_of_newcomer(self, tokens: int, states: int) -> list[int]:
-        """Small pages per kind of a request's next ``tokens``, its images first, and ``states``."""
-        images = min(tokens, self.memory.candidate_images) if states else 0
+    def _demand_with(self, tokens: int, states: int) -> list[int]:
+        """Small pages per kind: the pass's promises, a request's next ``tokens``, its images first,
+        and ``states``."""
+        arena = self.memory
+        demand = list(self.pending_pages)
+        if arena.cross_kind is not None and states:
+            images = min(tokens, arena.candidate_images)
+            demand[arena.cross_kind] += images
+            tokens -= images
         # Exact or a page too many: an extension may begin inside its prefix's last page.
-        return self.memory.demand_of(self._pages(tokens - images), states, images)
+        pages = -(-tokens // self.page_size)
+        for kind in arena.token_kinds:
+            demand[kind] += pages
+        if arena.state_kind is not None:
+            demand[arena.state_kind] += states
+        return demand
 
     def _make_free_now(
         self, tokens: int, states: int, *, sparing: Sparing = Sparing.NOTHING
@@ -125,14 +146,15 @@ class PrefillPass:
 
         ``tokens`` in each kind that grows by tokens, and ``states`` recurrent states.
         """
-        more = self._demand_of_newcomer(tokens, states)
-        demand = [pages + asked for pages, asked in zip(self.pending_pages, more, strict=True)]
+        demand = self._demand_with(tokens, states)
         arena = self.memory
+        if arena.core.fits_apart(demand):
+            return True
         cause = f"request {arena.candidate} started" if states else "a prompt's next chunk ran"
-        fits = bool(arena.reclaim(self.cache, demand, cause=cause, sparing=sparing))
-        if not fits:
-            self._short_of = demand
-        return fits
+        if arena.reclaim(self.cache, demand, cause=cause, sparing=sparing):
+            return True
+        self._short_of = demand
+        return False
 
     def _note_refusal(self, rid: str) -> None:
         arena = self.memory
@@ -242,8 +264,7 @@ class PrefillPass:
 
     def promise(self, tokens: int, *, is_newcomer: bool) -> None:
         """A request of this pass may take its next ``tokens``; they are not allocated yet."""
-        more = self._demand_of_newcomer(tokens, NEWCOMER_STATES if is_newcomer else 0)
-        self.pending_pages = [a + b for a, b in zip(self.pending_pages, more, strict=True)]
+        self.pending_pages = self._demand_with(tokens, NEWCOMER_STATES if is_newcomer else 0)
         self._admitted += 1
         self.memory.is_short &= not is_newcomer
 

@@ -119,11 +119,15 @@ class ArenaAllocator:
         ``apart``: where rows share large pages, whole ones for as much of it as fills some.
         """
         total = 0
+        owned = self.large.num_owned_by_kind
         for k, asked in zip(self._kinds, small_pages, strict=True):
             n = k.pages_per_large
             whole = asked // n if apart and k.packs else 0
-            missing = asked - whole * n - k.num_holes - k.reserved
-            total += whole + max(0, -(-missing // n))
+            # Holes and what open runs have set aside: all of its large pages that is not in use.
+            missing = asked - whole * n - owned[k.index] * n + k.used
+            if missing > 0:
+                whole -= -missing // n
+            total += whole
         return total
 
     def fits(self, small_pages: Sequence[int]) -> bool:

@@ -14,6 +14,7 @@ Pure integers; the core's :meth:`ArenaAllocator.fits` turns small pages into lar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Cross, Full, State, TokenPolicy, Vision
@@ -28,25 +29,31 @@ MAX_SLIDE_TOKENS = 128
 LONE_REQUEST_STATES = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DemandModel:
-    """Numbers of one server.
+    """Numbers of one server. What depends on the server alone is worked out once.
 
+    plan: its arena.
     window: policy of the window kind, None when every layer attends to everything.
     chunk_tokens: most tokens of one request a prefill step computes, None: the whole prompt.
     """
 
-    page_tokens: int
+    plan: ArenaPlan
     window: TokenPolicy | None
     chunk_tokens: int | None
 
     @property
+    def page_tokens(self) -> int:
+        return self.plan.page_tokens
+
+    @cached_property
     def kept_tokens(self) -> int | None:
         """Most slots of the window kind that a request keeps while it decodes; None: no such kind.
         Dead ones that it has not given back yet come on top."""
         return None if self.window is None else self.window.most_needed_tokens
 
-    def run_small_pages(self, plan: ArenaPlan) -> list[int]:
+    @property
+    def run_small_pages(self) -> list[int]:
         """Longest open run per kind: a whole large page unless that is long for one request.
 
         One small page for kinds that do not grow with the text: they have no runs.
@@ -54,10 +61,11 @@ class DemandModel:
         longest = max(1, MAX_RUN_TOKENS // self.page_tokens)
         return [
             min(kind.small_pages_per_large_page, longest) if kind.spec.policy.GROWS_WITH_TEXT else 1
-            for kind in plan.kinds
+            for kind in self.plan.kinds
         ]
 
-    def slide_interval_tokens(self, plan: ArenaPlan) -> int:
+    @cached_property
+    def slide_interval_tokens(self) -> int:
         """Tokens a window moves before its dead slots are given back.
 
         At least a large page's worth (less frees none) and otherwise a sixteenth of the span, so
@@ -66,13 +74,13 @@ class DemandModel:
         """
         if self.window is None:
             return 0
-        unit = plan.kinds[1].slots_per_large_page
+        unit = self.plan.kinds[1].slots_per_large_page
         wanted = max(
             unit, min((self.window.span_tokens or 0) // 16, MAX_SLIDE_TOKENS), self.page_tokens
         )
         return -(-wanted // unit) * unit
 
-    @property
+    @cached_property
     def unpin_tokens(self) -> int:
         """Dead tokens of a prompt's window before a decoding request unpins any of them.
 
@@ -88,7 +96,7 @@ class DemandModel:
         prefill = extend if chunk is None else min(extend, chunk + kept)
         return max(prefill, min(extend + max_new, kept + interval))
 
-    def pages_of_longest(self, plan: ArenaPlan, num_tokens: int) -> list[int]:
+    def pages_of_longest(self, num_tokens: int) -> list[int]:
         """Small pages per kind that a lone request of ``num_tokens`` needs at its worst moment.
 
         For a window kind that moment is early in decoding, with page-rounded span A, interval I:
@@ -108,21 +116,23 @@ class DemandModel:
         if self.window is not None and self.chunk_tokens is not None:
             span_pages = -(-(self.window.span_tokens or 0) // self.page_tokens)
             head_pages = -(-self.window.head_tokens // self.page_tokens)
-            interval_pages = -(-self.slide_interval_tokens(plan) // self.page_tokens)
+            interval_pages = -(-self.slide_interval_tokens // self.page_tokens)
             window = min(full, head_pages + 2 * span_pages + interval_pages + 3)
         pages_of = {Full: full, State: LONE_REQUEST_STATES, Vision: 0}  # can be encoded again
-        slots = {type(kind.spec.policy): kind.slot_bytes for kind in plan.kinds}
+        slots = {type(kind.spec.policy): kind.slot_bytes for kind in self.plan.kinds}
         if Cross in slots:
             images_cost_more = slots[Cross] > slots[Full]
             pages_of[Cross] = full if images_cost_more else 1
             pages_of[Full] = 1 if images_cost_more else full
-        return [pages_of.get(type(kind.spec.policy), window) for kind in plan.kinds]
+        return [pages_of.get(type(kind.spec.policy), window) for kind in self.plan.kinds]
 
-    def longest_request_tokens(self, plan: ArenaPlan) -> int:
+    @cached_property
+    def longest_request_tokens(self) -> int:
         """Longest request (prompt and output) that always fits an arena it has to itself."""
+        plan = self.plan
 
         def fits(num_pages: int) -> bool:
-            pages = self.pages_of_longest(plan, num_pages * self.page_tokens)
+            pages = self.pages_of_longest(num_pages * self.page_tokens)
             large = sum(
                 -(-need // kind.small_pages_per_large_page)
                 for need, kind in zip(pages, plan.kinds, strict=True)

@@ -248,8 +248,7 @@ def plan_arena(
             f"arena of {arena_bytes:,} B is too small: it holds "
             f"{count(arena_bytes // smallest, 'large page')} of {smallest:,} B where "
             f"{count(fewest, 'large page')} are needed (one is the sink): give it at least "
-            f"{fewest * smallest:,} B (raise --mem-fraction-static) or lower the page size "
-            f"of {count(page_tokens, 'token')}"
+            f"{fewest * smallest:,} B or lower the page size of {count(page_tokens, 'token')}"
         )
     best = fitting[0]
     return ArenaPlan(

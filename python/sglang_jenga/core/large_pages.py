@@ -27,6 +27,18 @@ _FREE = -1
 _SINK = -2
 
 
+def join(parts: list[IntArray]) -> IntArray:
+    """Ids one list after the other; may be one of ``parts`` itself."""
+    return parts[0] if len(parts) == 1 else np.concatenate([NO_IDS, *parts])
+
+
+def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """``starts[i] .. starts[i] + lengths[i] - 1`` for every i, one after the other."""
+    before = lengths.cumsum() - lengths
+    ids: IntArray = np.arange(int(lengths.sum())) + (starts - before).repeat(lengths)
+    return ids
+
+
 class LargePages:
     """The free stack of large pages and the owner (kind index) of each.
 
@@ -45,7 +57,8 @@ class LargePages:
         self.num_kinds = num_kinds
         self._stack: IntArray = np.zeros(num_large_pages, dtype=np.int64)
         self._owner: npt.NDArray[np.int8] = np.zeros(num_large_pages, dtype=np.int8)
-        self._num_owned = [0] * num_kinds
+        #: Large pages owned by each kind.
+        self.num_owned_by_kind = [0] * num_kinds
         self.num_free = 0
         self.clear()
 
@@ -60,11 +73,11 @@ class LargePages:
         self._owner[SINK_LARGE_PAGE] = _SINK
         self.num_free = self.num_usable
         self._stack[: self.num_free] = np.arange(self.num_usable, 0, -1, dtype=np.int64)
-        self._num_owned = [0] * self.num_kinds
+        self.num_owned_by_kind = [0] * self.num_kinds
 
     def num_owned(self, kind: int) -> int:
         """Large pages owned by ``kind``."""
-        return self._num_owned[kind]
+        return self.num_owned_by_kind[kind]
 
     def reachable_by(self, kind: int) -> npt.NDArray[np.bool_]:
         """Per large page: whether it is free or owned by ``kind``."""
@@ -88,7 +101,7 @@ class LargePages:
         pages = self._stack[self.num_free - count : self.num_free][::-1].copy()
         self.num_free -= count
         self._owner[pages] = kind
-        self._num_owned[kind] += count
+        self.num_owned_by_kind[kind] += count
         return pages
 
     def give_back(self, kind: int, pages: IntArray) -> None:
@@ -99,16 +112,16 @@ class LargePages:
         self._owner[pages] = _FREE
         self._stack[self.num_free : self.num_free + count] = pages
         self.num_free += count
-        self._num_owned[kind] -= count
+        self.num_owned_by_kind[kind] -= count
 
     def audit(self) -> list[str]:
         """Violations of the invariants above, empty when healthy."""
         out = []
-        total = self.num_free + sum(self._num_owned) + 1
+        total = self.num_free + sum(self.num_owned_by_kind) + 1
         if total != self.num_large_pages:
             out.append(
-                f"large pages: free {self.num_free} + owned {self._num_owned} + sink 1 = {total},"
-                f" expected {self.num_large_pages}"
+                f"large pages: free {self.num_free} + owned {self.num_owned_by_kind} + sink 1 "
+                f"= {total}, expected {self.num_large_pages}"
             )
         if self._owner[SINK_LARGE_PAGE] != _SINK:
             out.append("large pages: the sink lost its mark, padded writes would hit live data")
@@ -121,9 +134,9 @@ class LargePages:
             out.append("large pages: a page on the free stack has an owner")
         for kind in range(self.num_kinds):
             counted = int((self._owner == kind).sum())
-            if counted != self._num_owned[kind]:
+            if counted != self.num_owned_by_kind[kind]:
                 out.append(
                     f"large pages: kind {kind} owns {counted} pages,"
-                    f" recorded {self._num_owned[kind]}"
+                    f" recorded {self.num_owned_by_kind[kind]}"
                 )
         return out

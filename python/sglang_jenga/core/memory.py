@@ -59,9 +59,7 @@ class ArenaMemory:
         self.plan = plan
         self.demand = demand
         self.page_size = plan.page_tokens
-        self.core = ArenaAllocator(
-            plan, num_rows=num_rows, run_small_pages=demand.run_small_pages(plan)
-        )
+        self.core = ArenaAllocator(plan, num_rows=num_rows, run_small_pages=demand.run_small_pages)
         self.kinds = tuple(range(len(plan.kinds)))
         policies = [type(kind.spec.policy) for kind in plan.kinds]
         #: Kinds that hold a slot for each token of text: all of them grow together.
@@ -71,6 +69,11 @@ class ArenaMemory:
         self.state_kind, self.cross_kind, self.vision_kind = (
             policies.index(p) if p in policies else None for p in (State, Cross, Vision)
         )
+        #: What a demand is counted from, in one list: each kind's small pages and slots per page.
+        self._levels = [
+            (level, kind.slots_per_small_page)
+            for level, kind in zip(self.core.small_pages, plan.kinds, strict=True)
+        ]
         #: The request matched last, which admission decides on next.
         self.candidate = ""
         #: Image tokens that the request matched last must still compute: the next candidate.
@@ -120,12 +123,16 @@ class ArenaMemory:
         Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
         ``ceil((pinned + asked) / small_pages_per_large_page)``.
         """
-        large = 0
-        for kind, plan in enumerate(self.plan.kinds):
-            evictable = cache.reclaimable_slots(kind) // plan.slots_per_small_page
-            pinned = max(0, self.core.num_used(kind) - evictable)
-            large += -(-(pinned + small_pages[kind]) // plan.small_pages_per_large_page)
-        return large <= self.plan.usable_large_pages
+        free = self.core.large.num_free
+        for (level, _), asked in zip(self._levels, small_pages, strict=True):
+            free += -asked // level.pages_per_large
+        if free >= 0:  # without evicting anything
+            return True
+        room = self.core.large.num_usable
+        for kind, (level, slots_per_page) in enumerate(self._levels):
+            pinned = max(0, level.used - cache.reclaimable_slots(kind) // slots_per_page)
+            room += -(pinned + small_pages[kind]) // level.pages_per_large
+        return room >= 0
 
     def close_row(self, row: int) -> None:
         """The request on ``row`` is gone: its reserved pages become free."""

@@ -6,27 +6,43 @@ from __future__ import annotations
 import re
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.printable import shown
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*$", re.IGNORECASE)
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(
+    r"\s*([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*(?:([KMGT])(I?B)?|B)?\s*", re.IGNORECASE
+)
+#: More than any machine has, and little enough for every sum that is made of it.
+_MOST_BYTES = 2**60
 
 
 def parse_size(text: str, *, name: str) -> int:
-    """``24GiB``, ``512M``, ``2g`` or plain bytes -> bytes (K, M, G, T are powers of 1024).
+    """``24GiB``, ``24GB``, ``512M``, ``2g`` or plain bytes -> bytes.
+
+    GiB and G are 2**30 bytes, GB is 10**9; K, M and T alike.
 
     Raises:
         ConfigError: naming the setting and the value.
     """
-    match = _SIZE.match(text)
+    match = _SIZE.fullmatch(text)
     if not match:
         raise ConfigError(
-            f"{name}={text!r} is not a size: write bytes or a number with a unit, such as 24GiB "
-            "or 512M"
+            f"{name}={shown(text)} is not a size: write bytes or a number with a unit, such as "
+            "24GiB or 512M"
         )
-    number = float(match.group(1)) * _UNITS[match.group(2).upper()]
-    if number < 1:
-        raise ConfigError(f"{name}={text!r} is zero: leave it out to take the stock size")
-    return int(number)
+    whole, part, unit, suffix = match.groups(default="")
+    units = _DECIMAL if suffix.upper() == "B" else _BINARY
+    scale = units[unit.upper()] if unit else 1
+    num_bytes = int(whole + part) * scale // int(10 ** len(part))
+    if num_bytes < 1:
+        raise ConfigError(f"{name}={shown(text)} is zero: leave it out to take the stock size")
+    if num_bytes > _MOST_BYTES:
+        raise ConfigError(
+            f"{name}={shown(text)} is more than {_MOST_BYTES >> 40:,} TiB, which no machine has: "
+            "check the unit"
+        )
+    return num_bytes
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -46,10 +46,10 @@ def size_arena(
     """
     plan = plan_arena(specs, arena_bytes=arena_bytes, page_tokens=page_tokens)
     demand = DemandModel(
-        page_tokens=page_tokens,
+        plan=plan,
         window=window,
         chunk_tokens=chunk_tokens if chunk_tokens and chunk_tokens > 0 else None,
     )
     return SizedArena(
-        plan=plan, demand=demand, longest_request_tokens=demand.longest_request_tokens(plan)
+        plan=plan, demand=demand, longest_request_tokens=demand.longest_request_tokens
     )

@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_jenga.core.holes import choose_pages
-from sglang_jenga.core.large_pages import NO_IDS, IntArray, LargePages
+from sglang_jenga.core.large_pages import NO_IDS, IntArray, LargePages, join, ranges
 
 #: Up to here one row after the other is faster than all at once.
-_FEW_ROWS: Final = 4
+_FEW_ROWS: Final = 2
 
 FREE: Final = 0
 RESERVED: Final = 1
@@ -139,7 +139,7 @@ class SmallPages:
                 more -= whole
             if more:
                 parts.append(self._take_more(more, row if heirs else None))
-        return _join(parts)
+        return join(parts)
 
     def _has_holes_for_runs(self, num_rows: int, count: int) -> bool:
         """Whether rows share large pages, and holes serve ``count`` pages and a run for each."""
@@ -165,25 +165,29 @@ class SmallPages:
         num_own = int(own.sum())
         more = counts - own if num_own else counts
         self.cursor[rows] = start + own
-        capacity = -(-more // n) * n
-        ends = capacity.cumsum()
-        fresh = self._own_large(int(ends[-1]) // n)
-        # A row's pages lie together: the first ``more`` are handed out, the rest is its new run.
-        given = fresh[np.arange(len(fresh)) < (ends - capacity + more).repeat(capacity)]
-        self.state[fresh] = RESERVED
-        self.state[given] = USED
+        num_large = -(-more // n)
+        last = num_large.cumsum() - 1
+        large = self.large.take(self.index, int(last[-1]) + 1)
+        self.num_taken[large] = n
+        self.state_of_large[large] = USED
+        given = large
+        if n > 1:  # the first ``more`` of a row are handed out, the rest of its pages is its run
+            rest = num_large * n - more
+            opened = rest.nonzero()[0]
+            rest, limits = rest[opened], (large[last[opened]] + 1) * n
+            self.limit[rows[opened]] = limits
+            self.cursor[rows[opened]] = limits - rest
+            self.state[ranges(limits - rest, rest)] = RESERVED
+            is_given = np.ones((len(large), n), dtype=np.bool_)
+            is_given.reshape(-1)[ranges((last[opened] + 1) * n - rest, rest)] = False
+            given = (large[:, None] * n + self._offsets)[is_given]
+            self.reserved += int(rest.sum())
         self.used += len(given) + num_own
-        self.reserved += len(fresh) - len(given) - num_own
-        opened = more.nonzero()[0]
-        limits = fresh[ends[opened] - 1] + 1
-        self.limit[rows[opened]] = limits
-        self.cursor[rows[opened]] = limits - (capacity - more)[opened]
+        self.reserved -= num_own
         if not num_own:
             return given
-        begin = counts.cumsum() - counts
-        place = np.arange(len(given) + num_own)
-        of_run = place < (begin + own).repeat(counts)
-        ids = place + (start - begin).repeat(counts)
+        ids = ranges(start, counts)
+        of_run = ids < (start + own).repeat(counts)
         self.state[ids[of_run]] = USED
         ids[~of_run] = given
         return ids
@@ -234,7 +238,7 @@ class SmallPages:
         holes = self._take_holes(count, heir)
         if len(holes) == count:
             return holes
-        return _join([holes, self._take_fresh(count - len(holes), heir)])
+        return join([holes, self._take_fresh(count - len(holes), heir)])
 
     def _take_fresh(self, count: int, heir: int | None) -> IntArray:
         ids = self._own_large(-(-count // self.pages_per_large))
@@ -321,10 +325,10 @@ class SmallPages:
 
         What ``rows`` are about to take from their own runs (``counts``) is left alone.
         """
-        unused = self.limit - self.cursor
-        unused[rows] = np.maximum(unused[rows] - counts, 0)
         if missing <= 0:
             return
+        unused = self.limit - self.cursor
+        unused[rows] = np.maximum(unused[rows] - counts, 0)
         for row in np.argsort(-unused, kind="stable").tolist():
             length = min(missing, int(unused[row]))
             if length == 0:
@@ -393,7 +397,3 @@ class SmallPages:
         holes = self.pages_per_large - self.num_taken[pages]
         self.partial = [(h, p) for h, p in zip(holes.tolist(), pages.tolist(), strict=True) if h]
         heapq.heapify(self.partial)
-
-
-def _join(parts: list[IntArray]) -> IntArray:
-    return parts[0] if len(parts) == 1 else np.concatenate([NO_IDS, *parts])

@@ -94,7 +94,7 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
         sliding_window_size: int | None,
         chunk_size: int | None,
     ) -> int | None:
-        longest = min(token_capacity, self.demand.longest_request_tokens(self.plan))
+        longest = min(token_capacity, self.demand.longest_request_tokens)
         room = longest - input_tokens - self.page_size
         return None if room < 0 else min(max_new_tokens, room)
 
@@ -197,7 +197,10 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
         raise RuntimeError("decode batches allocate through sglang_jenga.sglang_ext.decode")
 
     def _new_pages(self, extents: list[Extent]) -> list[int]:
-        return [self._pages(extent.end) - self._pages(extent.start) for extent in extents]
+        page = self.page_size
+        if page == 1:
+            return [extent.end - extent.start for extent in extents]
+        return [-(-extent.end // page) - -(-extent.start // page) for extent in extents]
 
     def pages_of(self, extents: list[Extent]) -> int:
         """Small pages that filling these extents takes in each kind that grows by tokens."""
@@ -206,9 +209,10 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     def _extend(self, extents: list[Extent]) -> torch.Tensor | None:
         rows = [extent.row for extent in extents]
         counts = self._new_pages(extents)
+        none = [0] * len(rows)
         try:
             pages = self.core.extend(
-                rows, [counts if k in self.token_kinds else [0] * len(rows) for k in self.kinds]
+                rows, [counts if k in self.token_kinds else none for k in self.kinds]
             )
         except Exhausted as error:
             # Admission reserved this very demand: reaching here is a bug worth its numbers.
@@ -243,15 +247,16 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
 
     def _write_rows(self, extents: list[Extent], slots: IntArray) -> None:
         taken = 0
-        for extent in extents:
-            num_tokens = extent.end - extent.start
-            host = self.rows.host[extent.row]
-            if extent.prefix is not None:
-                host[: extent.start] = extent.prefix[: extent.start].numpy()
-            host[extent.start : extent.end] = slots[taken : taken + num_tokens]
-            self.row_tokens[extent.row] = extent.end
-            self.slide_at[extent.row] = 0
-            taken += num_tokens
+        table = self.rows.host
+        slots = slots.astype(table.dtype)  # once, not row by row
+        for row, start, end, prefix, _ in extents:
+            if prefix is not None:
+                table[row, :start] = prefix[:start].numpy()
+            more = taken + end - start
+            table[row, start:end] = slots[taken:more]
+            self.row_tokens[row] = end
+            self.slide_at[row] = 0
+            taken = more
 
     def decode(self, rows: IntArray, seq_lens: IntArray) -> IntArray:
         """One more token for each row; returns its full slot id. ``seq_lens``: tokens before it.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.printable import MOST_SHOWN, printable, shown
 from sglang_jenga.core.sizes import parse_size
 
 BACKEND_NAME = "jenga"
@@ -49,9 +50,40 @@ def load_config(environ: Mapping[str, str] | None = None) -> JengaConfig:
             close = difflib.get_close_matches(name.removeprefix(PREFIX), tails, n=1)
             meant = f", did you mean {PREFIX}{close[0]}?" if close else ""
             hint = meant or f": known are {', '.join(KNOWN)}"
-            raise ConfigError(f"unknown setting {name}{hint}")
-    size = environ.get(ARENA_SIZE, "").strip()
-    return JengaConfig(arena_bytes=parse_size(size, name=ARENA_SIZE) if size else None)
+            raise ConfigError(f"unknown setting {printable(name)[:MOST_SHOWN]}{hint}")
+    size = environ.get(ARENA_SIZE)
+    if size is not None and not size.strip():
+        raise ConfigError(
+            f"{ARENA_SIZE} (flag --jenga-arena-size) is set to {shown(size)}: write a size, such "
+            "as 24GiB, or leave it out to take the stock size"
+        )
+    problem = _switch_problem(environ)
+    if problem:
+        raise ConfigError(problem)
+    return JengaConfig(arena_bytes=None if size is None else parse_size(size, name=ARENA_SIZE))
+
+
+def without_effect(environ: Mapping[str, str] | None = None) -> list[str]:
+    """What a server without the backend should be told of its ``SGLANG_JENGA_*`` variables.
+
+    They may be set for a whole machine, so such a server is warned, not refused.
+    """
+    environ = os.environ if environ is None else environ
+    told = [
+        f"{name}={shown(environ[name])} does nothing: this server runs without "
+        f"--radix-cache-backend {BACKEND_NAME}"
+        for name in sorted(environ)
+        if name.startswith(PREFIX) and name not in (REFERENCE_ATTENTION, TEST_SEED)
+    ]
+    problem = _switch_problem(environ)
+    return [*told, problem] if problem else told
+
+
+def _switch_problem(environ: Mapping[str, str]) -> str:
+    value = environ.get(REFERENCE_ATTENTION, "0")
+    if value in ("0", "1"):
+        return ""
+    return f"{REFERENCE_ATTENTION}={shown(value)} is not a switch: write 1 or 0, or unset it"
 
 
 def add_flags(parser: Any) -> None:
@@ -67,8 +99,20 @@ def add_flags(parser: Any) -> None:
 
 
 def export_flags(args: Any, environ: MutableMapping[str, str] | None = None) -> None:
-    """Put parsed ``--jenga-*`` values where every process of the server finds them."""
+    """Put parsed ``--jenga-*`` values where every process of the server finds them.
+
+    Raises:
+        ConfigError: such a flag, but another backend: nothing would read it.
+    """
     environ = os.environ if environ is None else environ
     size = getattr(args, "jenga_arena_size", None)
-    if size is not None:
-        environ[ARENA_SIZE] = size
+    if size is None:
+        return
+    backend = getattr(args, "radix_cache_backend", None)
+    if backend != BACKEND_NAME:
+        asked = "is not given" if backend is None else f"is {shown(backend)}"
+        raise ConfigError(
+            f"--jenga-arena-size (value {shown(size)}) is for --radix-cache-backend "
+            f"{BACKEND_NAME}, which {asked}: add that flag, or drop this one."
+        )
+    environ[ARENA_SIZE] = size

@@ -95,7 +95,7 @@ def _slide_windows(
     sliding = [(i, reqs[i]) for i in due.tolist() if reqs[i].decode_batch_idx >= 1]
     tree_cache.slide_windows([req for _, req in sliding])
     span = tree_cache.swa_retain_window
-    interval = arena.demand.slide_interval_tokens(arena.plan)
+    interval = arena.demand.slide_interval_tokens
     for i, req in sliding:
         # What nothing reads of the prompt's window stays cached, no longer pinned; past a whole
         # span that is all of it. (Upstream's opt-in SGLANG_OPT_RELEASE_PREFILL_SWA does the latter;

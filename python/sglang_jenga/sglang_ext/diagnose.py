@@ -8,19 +8,24 @@ Runs in a process of its own, for it loads SGLang and its plugins as a server do
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.printable import printable, shown
 from sglang_jenga.sglang_ext import hooks
-from sglang_jenga.sglang_ext.config import BACKEND_NAME, load_config
+from sglang_jenga.sglang_ext.config import BACKEND_NAME, export_flags, load_config
+from sglang_jenga.sglang_ext.foresee import foresee
 from sglang_jenga.sglang_ext.refusal_table import ATTENTION_BACKENDS
 from sglang_jenga.sglang_ext.refusals import check_early
 
@@ -45,7 +50,11 @@ def attached() -> list[str]:
     load_plugins()
     if BACKEND_NAME not in registered_radix_cache_backends():
         allowed = os.environ.get("SGLANG_PLUGINS")
-        why = f"SGLANG_PLUGINS={allowed!r} leaves it out" if allowed else "pip install sglang-jenga"
+        why = (
+            f"SGLANG_PLUGINS={shown(allowed)} leaves it out"
+            if allowed
+            else "pip install sglang-jenga"
+        )
         return [f"SGLang does not know the backend {BACKEND_NAME!r}: {why}"]
     return hooks.check_symbols() + hooks.check_applied()
 
@@ -87,34 +96,86 @@ def _gpu_backends() -> list[str]:
     return [backend for backend in ATTENTION_BACKENDS if backend != ON_CPU]
 
 
-def command_line(arguments: Sequence[str]) -> list[str]:
-    """Why a server would refuse these arguments.
+#: Stands for a model that the command line does not name; SGLang resolves nothing for it.
+_NO_MODEL = "none"
 
-    With a model path they are resolved, as the launcher does; without one only what is written is
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a start would make of a command line.
+
+    problems: why it would end, in the server's words. arena: the memory it would get, where that
+    is known before the weights are.
+    """
+
+    problems: tuple[str, ...] = ()
+    arena: str = ""
+
+
+def command_line(arguments: Sequence[str]) -> Verdict:
+    """What a server would make of these arguments, by the code that the launcher runs.
+
+    With a model they are resolved and the arena is foreseen; without one only what is written is
     looked at.
     """
-    import argparse
+    from sglang.srt.server_args import prepare_server_args
 
-    from sglang.srt.server_args import ServerArgs, prepare_server_args
-
-    asked = [*arguments]
-    if "--radix-cache-backend" not in asked:
-        asked += ["--radix-cache-backend", BACKEND_NAME]
-    has_model = any(a.split("=")[0] in ("--model-path", "--model") for a in asked)
+    written = _words(arguments)
     try:
-        if has_model:
-            prepare_server_args(asked).resolve_once()
-        else:
-            parser = argparse.ArgumentParser(prog="sglang serve")
-            ServerArgs.add_cli_args(parser)
-            check_early(parser.parse_args([*asked, "--model-path", "none"]))
+        parsed, complaint = _parse(written)
+        if parsed is None:
+            return Verdict(problems=(complaint,))
+        if parsed.radix_cache_backend != BACKEND_NAME:
+            chosen = shown(parsed.radix_cache_backend)
+            return Verdict(
+                problems=(
+                    f"--radix-cache-backend is {chosen}: this server would not run on Jenga's "
+                    f"arena. Instead: --radix-cache-backend {BACKEND_NAME}.",
+                )
+            )
+        if parsed.model_path == _NO_MODEL:
+            export_flags(parsed)
+            check_early(parsed)
+            return Verdict()
+        server_args = prepare_server_args(written)
+        server_args.resolve_once()
+        server_args.check_server_args()
+        return Verdict(arena=foresee(server_args))
     except ConfigError as error:
-        return str(error).splitlines()
-    except SystemExit:
-        return ["SGLang does not understand the command line (its message is above)"]
+        return Verdict(problems=tuple(str(error).splitlines()))
     except Exception as error:  # whatever SGLang raises: the user reads it here, not later
-        return [f"SGLang refuses it: {type(error).__name__}: {error}"]
-    return []
+        said = f"SGLang refuses it: {type(error).__name__}: {error}"
+        return Verdict(problems=tuple(printable(line) for line in said.splitlines()))
+
+
+def _words(arguments: Sequence[str]) -> list[str]:
+    """The words as ``sglang serve`` reads them, with jenga asked for where no backend is."""
+    words = [*arguments]
+    if words[:2] == ["sglang", "serve"]:
+        words = words[2:]
+    if words and not words[0].startswith("-"):
+        words = ["--model-path", *words]
+    return ["--radix-cache-backend", BACKEND_NAME, *words]
+
+
+def _parse(words: list[str]) -> tuple[argparse.Namespace | None, str]:
+    """The arguments, or None and what argparse says of them."""
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+
+    parser = argparse.ArgumentParser(prog="sglang serve")
+    ServerArgs.add_cli_args(parser)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            if "--config" in words:
+                words = ConfigArgumentMerger(parser).merge_config_with_args(words)
+            return parser.parse_args(["--model-path", _NO_MODEL, *words]), ""
+    except SystemExit as ended:
+        if not ended.code:
+            return None, "it asks for help or a version: no server would start"
+        _, _, complaint = said.getvalue().strip().rpartition(": error: ")
+        return None, f"SGLang does not understand it: {printable(complaint)}"
 
 
 def settings() -> list[str]:
@@ -135,8 +196,11 @@ def diagnose(arguments: Sequence[str]) -> list[dict[str, Any]]:
     found.append(finding("platform", problems, fine))
     found.append(finding("attention backends", [], backends()))
     if found[1]["ok"]:
-        said = " ".join(arguments) or "the defaults"
-        found.append(finding("command line", command_line(arguments), f"nothing refused: {said}"))
+        said = printable(" ".join(arguments)) or "the defaults"
+        verdict = command_line(arguments)
+        found.append(finding("command line", verdict.problems, f"nothing refused: {said}"))
+        if verdict.arena:
+            found.append(finding("arena", (), verdict.arena))
     return found
 
 

@@ -137,7 +137,7 @@ class HitPointRecorder(KVCacheEventRecorder):
         if window is None:
             yield node
             return
-        end = self._core.prefix_tokens(node)
+        end = node.end_tokens
         in_head = end - len(node.key) < window.policy.head_tokens
         left = [(node, end)]
         while left:

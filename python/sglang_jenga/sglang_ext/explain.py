@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a hit was as long as it was: which kind cut it, at which token, and what took the piece.
 
-Three moments leave what is needed, none does work of its own size:
+Four moments, of which only the last costs anything worth counting:
 
     a match     the nodes on the way and which of their pieces are there, kept on the request
     an eviction its cause: on the node that lost a piece, on the parent of a node that went whole
-    a start     the two are put together, once per request: :class:`HitReport`
+    a start     sums; causes may change later, so those that matter are copied: :class:`Start`
+    a question  the reports of the last requests are worked out: :class:`HitReport`
 
-Reports of the last requests and sums since start are in ``/server_info``; ``sglang-jenga explain``
-reads them.
+Reports and sums are in ``/server_info``; ``sglang-jenga explain`` reads them.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
@@ -49,8 +49,7 @@ class Eviction:
     starving_kind: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(NamedTuple):
     """One node that a match walked over: its tokens, and which components had their piece there."""
 
     node: UnifiedTreeNode
@@ -58,8 +57,7 @@ class Step:
     live: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Walk:
+class Walk(NamedTuple):
     """What a match saw. ``rest``: the key under which the walk found no child, None: none asked."""
 
     prompt_tokens: int
@@ -67,6 +65,30 @@ class Walk:
     image_tokens: int
     steps: tuple[Step, ...]
     rest: Any
+
+
+class Passed(NamedTuple):
+    """What is kept of a :class:`Step`. ``causes``: per component, who took its piece, if known."""
+
+    num_tokens: int
+    live: tuple[bool, ...]
+    causes: tuple[Eviction | None, ...]
+
+
+class Start(NamedTuple):
+    """A request that started, as much as its report needs; it holds no node of the tree.
+
+    full_only_tokens: what full attention alone had. passed: empty where no other kind had less.
+    rest_evicted_by: what took the full slots behind that.
+    """
+
+    rid: str
+    prompt_tokens: int
+    hit_tokens: int
+    full_only_tokens: int
+    image_tokens: int
+    passed: tuple[Passed, ...]
+    rest_evicted_by: Eviction | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +149,12 @@ class HitLog:
     def __init__(
         self, policies: dict[ComponentType, tuple[str, Policy]], *, has_images: bool = False
     ) -> None:
-        self._policies = policies
-        self._reports: OrderedDict[str, HitReport] = OrderedDict()
+        self._components = tuple(policies)
+        self._policies = tuple(policies.values())
+        self._starts: OrderedDict[str, Start] = OrderedDict()
         self.requests = self.prompt_tokens = self.hit_tokens = self.full_only_tokens = 0
         #: Tokens that full attention had and another kind cut off, by that kind.
-        self.cut_tokens: Counter[str] = Counter({name: 0 for name, _ in policies.values()})
+        self.cut_tokens: Counter[str] = Counter({name: 0 for name, _ in self._policies})
         if has_images:
             self.cut_tokens[CROSS] = 0
 
@@ -143,16 +166,37 @@ class HitLog:
         setattr(req, WALK, None)
         if req.retraction_count:
             return
-        report = self._report(digest_of(req), walk, root)
-        self._reports[report.rid] = report
-        if len(self._reports) > KEPT_REPORTS:
-            self._reports.popitem(last=False)
+        full_only = sum([step.num_tokens for step in walk.steps])
+        is_cut = walk.hit_tokens < full_only
+        passed = tuple(self._passed(step) for step in walk.steps) if is_cut else ()
+        last = walk.steps[-1].node if walk.steps else root
+        gone = last.component_data[ComponentType.FULL].metadata.get(_CHILDREN)
+        start = Start(
+            digest_of(req),
+            walk.prompt_tokens,
+            walk.hit_tokens,
+            full_only,
+            walk.image_tokens,
+            passed,
+            gone.get(walk.rest) if gone else None,
+        )
+        self._starts[start.rid] = start
+        if len(self._starts) > KEPT_REPORTS:
+            self._starts.popitem(last=False)
         self.requests += 1
-        self.prompt_tokens += report.prompt_tokens
-        self.hit_tokens += report.hit_tokens
-        self.full_only_tokens += report.full_only_tokens
-        if report.cut_by is not None:
-            self.cut_tokens[report.cut_by] += report.full_only_tokens - report.hit_tokens
+        self.prompt_tokens += start.prompt_tokens
+        self.hit_tokens += start.hit_tokens
+        self.full_only_tokens += full_only
+        if passed:
+            self.cut_tokens[self._cut_by(start)] += full_only - start.hit_tokens
+
+    def _passed(self, step: Step) -> Passed:
+        """A missing piece is named with its cause as it is now: once back, it can go again."""
+        causes = (
+            None if is_live else step.node.component_data[component].metadata.get(_CAUSE)
+            for component, is_live in zip(self._components, step.live, strict=True)
+        )
+        return Passed(step.num_tokens, step.live, tuple(causes))
 
     def sums(self) -> dict[str, Any]:
         """JSON-ready: what all requests since start add up to."""
@@ -166,45 +210,60 @@ class HitLog:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: sums, and reports by the digests of requests' ids, oldest first."""
-        reports = {rid: asdict(report) for rid, report in self._reports.items()}
-        return {**self.sums(), "reports": reports}
+        return {**self.sums(), "reports": {rid: asdict(self.report(rid)) for rid in self._starts}}
 
-    def _kinds(self) -> Iterator[tuple[str, tuple[int, ComponentType, Policy]]]:
-        """Name -> its place in :attr:`Step.live`, its component and its policy."""
-        for index, (component, (name, policy)) in enumerate(self._policies.items()):
-            yield name, (index, component, policy)
+    def report(self, rid: str) -> HitReport:
+        """Why the hit of the request with the digest ``rid``, one of the last, has its length.
 
-    def _report(self, rid: str, walk: Walk, root: UnifiedTreeNode) -> HitReport:
-        full_only = sum(step.num_tokens for step in walk.steps)
-        last = walk.steps[-1].node if walk.steps else root
-        causes = last.component_data[ComponentType.FULL].metadata.get(_CHILDREN, {})
-        by_kind = {name: _allowed(policy, walk.steps, i) for name, (i, _, policy) in self._kinds()}
-        if walk.image_tokens:  # all or none, and they come first
-            by_kind[CROSS] = full_only if full_only >= walk.image_tokens else 0
+        Raises:
+            KeyError: it did not start, or too many others did since.
+        """
+        start = self._starts[rid]
+        by_kind = self._tokens_by_kind(start)
         cut_by = missing = evicted_by = None
-        if walk.hit_tokens < full_only:
-            cut_by = min(by_kind, key=lambda name: by_kind[name])
+        if start.passed:
+            cut_by = self._cut_by(start)
             if cut_by == CROSS:
-                missing, evicted_by = full_only, causes.get(walk.rest)
+                missing, evicted_by = start.full_only_tokens, start.rest_evicted_by
             else:
-                index, component, policy = dict(self._kinds())[cut_by]
-                missing, node = _first_missing(policy, walk.steps, index, full_only)
-                if node is not None:
-                    evicted_by = node.component_data[component].metadata.get(_CAUSE)
+                index = [name for name, _ in self._policies].index(cut_by)
+                policy = self._policies[index][1]
+                missing, evicted_by = _first_missing(
+                    policy, start.passed, index, start.full_only_tokens
+                )
         return HitReport(
             rid=rid,
-            prompt_tokens=walk.prompt_tokens,
-            hit_tokens=walk.hit_tokens,
-            full_only_tokens=full_only,
+            prompt_tokens=start.prompt_tokens,
+            hit_tokens=start.hit_tokens,
+            full_only_tokens=start.full_only_tokens,
             tokens_by_kind=by_kind,
             cut_by=cut_by,
             missing_token=missing,
             evicted_by=evicted_by,
-            rest_evicted_by=causes.get(walk.rest),
+            rest_evicted_by=start.rest_evicted_by,
         )
 
+    def _tokens_by_kind(self, start: Start) -> dict[str, int]:
+        """What each kind but the full one alone would have allowed."""
+        full_only = start.full_only_tokens
+        by_kind = {}
+        for index, (name, policy) in enumerate(self._policies):
+            # A hit of everything that full attention has is a hit for every kind.
+            allowed = _allowed(policy, start.passed, index) if start.passed else full_only
+            by_kind[name] = allowed
+        if start.image_tokens:  # all or none, and they come first
+            by_kind[CROSS] = full_only if full_only >= start.image_tokens else 0
+        return by_kind
 
-def _live_of(policy: Policy, step: Step, index: int) -> LiveSlots:
+    def _cut_by(self, start: Start) -> str:
+        """The kind that allowed least. Nearly always there is only one that can have cut."""
+        if len(self.cut_tokens) == 1:
+            return next(iter(self.cut_tokens))
+        by_kind = self._tokens_by_kind(start)
+        return min(by_kind, key=lambda name: by_kind[name])
+
+
+def _live_of(policy: Policy, step: Passed, index: int) -> LiveSlots:
     """Which positions of the node have their slot. A state belongs to a node's last token."""
     live = LiveSlots()
     if isinstance(policy, State):
@@ -215,7 +274,7 @@ def _live_of(policy: Policy, step: Step, index: int) -> LiveSlots:
     return live
 
 
-def _allowed(policy: Policy, steps: tuple[Step, ...], index: int) -> int:
+def _allowed(policy: Policy, steps: Sequence[Passed], index: int) -> int:
     """The longest prefix that ends with a node and is a hit for this kind alone."""
     live, best = LiveSlots(), 0
     for step in steps:
@@ -226,9 +285,9 @@ def _allowed(policy: Policy, steps: tuple[Step, ...], index: int) -> int:
 
 
 def _first_missing(
-    policy: Policy, steps: tuple[Step, ...], index: int, prefix_tokens: int
-) -> tuple[int | None, UnifiedTreeNode | None]:
-    """First position that a hit of ``prefix_tokens`` needs and has not, and the node it is in."""
+    policy: Policy, steps: Sequence[Passed], index: int, prefix_tokens: int
+) -> tuple[int | None, Eviction | None]:
+    """First position that a hit of ``prefix_tokens`` needs and has not, and who took it."""
     begin = 0
     for step in steps:
         end = begin + step.num_tokens
@@ -236,6 +295,6 @@ def _first_missing(
         for part in policy.needed(prefix_tokens):
             here = range(max(part.start, begin), min(part.stop, end))
             if here and not live.cover([range(here.start - begin, here.stop - begin)]):
-                return here.start, step.node
+                return here.start, step.causes[index]
         begin = end
     return None, None

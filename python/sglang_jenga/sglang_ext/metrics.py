@@ -48,7 +48,7 @@ class Publisher:
         self._tree_cache = tree_cache
         self._scheduler = scheduler
         self._labels = labels
-        self._longest_tokens = arena.demand.longest_request_tokens(arena.plan)
+        self._longest_tokens = arena.demand.longest_request_tokens
         where = {} if registry is None else {"registry": registry}
         self._metrics: dict[str, Any] = {}
         for metric in METRICS:

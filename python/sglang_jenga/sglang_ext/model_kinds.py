@@ -8,6 +8,7 @@ that share an earlier layer's K/V carry that layer's id and therefore cost nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,18 +45,17 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
     """Attention layers of ``model`` in layer order, layers that share K/V counted once.
 
     Args:
-        model: a built SGLang model; its ``RadixAttention`` modules are inspected.
+        model: a built SGLang model; its ``RadixAttention`` modules are inspected, also those that
+            it keeps in plain lists and dicts.
         chunk_tokens: the model's ``attention_chunk_size``, for layers marked chunked-local.
 
     Raises:
         ConfigError: a layer of a family this version cannot keep in the arena, named.
     """
-    from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+    from sglang.srt.layers.radix_attention import AttentionType
 
     found: dict[int, AttentionLayer] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, RadixAttention):
-            continue
+    for name, module in _attention_modules(model):
         where = f"layer {module.layer_id} ({name})"
         if module.attn_type is AttentionType.ENCODER_ONLY:
             continue  # reads the forward's own keys, stores nothing
@@ -81,6 +81,26 @@ def attention_layers(model: torch.nn.Module, chunk_tokens: int | None) -> list[A
             "the model has no attention layer that stores K/V: nothing for the arena to hold"
         )
     return [found[i] for i in sorted(found)]
+
+
+def _attention_modules(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every ``RadixAttention`` below ``model``, with its name. SGLang's Transformers models keep
+    theirs in a plain dict, ``attention_instances``, which torch does not look into."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    for name, module in model.named_modules():
+        if isinstance(module, RadixAttention):
+            yield name, module
+        for field, value in vars(module).items():
+            if field.startswith("_"):  # torch's own tables, seen above
+                continue
+            if isinstance(value, dict):
+                entries = list(value.items())
+            else:
+                entries = list(enumerate(value)) if isinstance(value, list | tuple) else []
+            for key, entry in entries:
+                if isinstance(entry, RadixAttention):
+                    yield f"{name}.{field}[{key!r}]".lstrip("."), entry
 
 
 def _policy(module: Any, chunk_tokens: int | None, where: str) -> Policy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
@@ -15,8 +16,7 @@ from sglang_jenga.core.memory import Sparing
 WORTHLESS = -1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Victim:
+class Victim(NamedTuple):
     """A piece that may go: a whole leaf, or the window or state of an inner node.
 
     last_use: the tree's clock when it last served a hit, or WORTHLESS.
@@ -70,6 +70,8 @@ class EvictionOrder:
         """
         if sparing is Sparing.ALL:
             return next((piece for piece in pieces if piece.last_use == WORTHLESS), None)
+        if not pieces:
+            return leaf
         if not self.balanced:
             kind = starving()
             own = [piece for piece in (leaf, *pieces) if piece and piece.kind is kind]

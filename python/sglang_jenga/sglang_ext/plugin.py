@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_jenga.models.registration import announce_models
 from sglang_jenga.sglang_ext import hooks
-from sglang_jenga.sglang_ext.config import BACKEND_NAME, add_flags, export_flags
+from sglang_jenga.sglang_ext.config import BACKEND_NAME, add_flags, export_flags, without_effect
 from sglang_jenga.sglang_ext.refusals import check_early, check_resolved, reject_beam_search
 from sglang_jenga.sglang_ext.state_strategy import resolve_state_strategy
 
@@ -86,6 +86,9 @@ def _register_resolution_steps() -> None:
             hooks.require_intact()
             check_early(server_args)
             announce_models()
+        else:
+            for ignored in without_effect():
+                logger.warning("Jenga: %s", ignored)
         previous(server_args)
 
     @register_resolution_hook("handle_other_validations")

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.registry import create_unified_radix_cache
+from sglang.srt.mem_cache.unified_cache.cache_action import FreeComponentDeviceSlot
 from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE, ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import get_and_increase_time_counter
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
@@ -23,10 +25,11 @@ from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, note_piece
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
+from sglang_jenga.sglang_ext.rematch import LastMatch
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.sessions import ArenaSessions
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
-from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
+from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore, Frees
 from sglang_jenga.sglang_ext.windows import ArenaWindowComponent, take_dead_slots
 
 if TYPE_CHECKING:
@@ -61,10 +64,17 @@ class ArenaRadixCache(UnifiedRadixCache):
             self.embeddings.attach_tree(self)
         policies = self._policies_by_component()
         self._components_by_kind = {name: ct for ct, (name, _) in policies.items()}
+        #: The same by index in the plan, the full kind included.
+        self._component_at = {FULL_INDEX: BASE_COMPONENT_TYPE} | {
+            index: self._components_by_kind[kind.spec.name]
+            for index, kind in enumerate(arena.plan.kinds)
+            if kind.spec.name in self._components_by_kind
+        }
         #: What hits were, and why no longer.
         self.hits = HitLog(policies, has_images=arena.cross_kind is not None)
         #: Who is being made room for, where nobody said so.
         self.evicting_for = Eviction(cause="SGLang asked for room", starving_kind="full")
+        self._last_match = LastMatch(get_and_increase_time_counter)
         #: The request that was matched last: admission decides on it next.
         self.candidate: Req | None = None
         self.starts_over = False  # it is alone and did not fit: so the next pass begins
@@ -99,8 +109,12 @@ class ArenaRadixCache(UnifiedRadixCache):
 
         They are cached all or none (:class:`ImageTreeCore`).
         """
-        self.tree_core.steps = []
-        result = super().match_prefix(params)
+        again = self._last_match.again(params)
+        if again is None:
+            self.tree_core.steps = []
+            result = super().match_prefix(params)
+        else:
+            result = again
         req = params.req
         if req is None:
             return result
@@ -110,14 +124,16 @@ class ArenaRadixCache(UnifiedRadixCache):
         if self._arena.cross_kind is not None:
             images = image_tokens_of(req)
             self._arena.candidate_images = 0 if result.device_prefix_len else images
-        if not self.disable:
+        if not self.disable and again is None:
             setattr(req, WALK, self.tree_core.walk(params.key, result.device_prefix_len, images))
+            self._last_match.keep(params, result)
         if self.supports_mamba():
             result = result._replace(mamba_branching_seqlen=state_branch(self, req, result))
         return result
 
     def note_start(self, req: Req) -> None:
         """``req`` starts to run on the prefix that it matched last."""
+        self._last_match.forget()
         self._arena.starvation.note_start(digest_of(req))
         if not self.disable:
             self.hits.note_start(req, self.tree_core.root_node)
@@ -177,6 +193,7 @@ class ArenaRadixCache(UnifiedRadixCache):
     def release_swa_prefix_lock(self, req: Req) -> None:
         """A prompt's window is pinned no longer than it is read; a head is read for good."""
         if not self.window_policy.head_tokens:
+            self._last_match.forget()
             super().release_swa_prefix_lock(req)
 
     def shorten_prefix_lock(self, req: Req) -> None:
@@ -194,7 +211,7 @@ class ArenaRadixCache(UnifiedRadixCache):
         ):
             return
         node = self.tree_core.node_by_id(lock.node)
-        prefix_tokens = self.tree_core.prefix_tokens(node)
+        prefix_tokens = node.end_tokens
         dead = self.window_policy.dead_before(req.seqlen - 1, page_tokens=self.page_size)
         read_tokens = prefix_tokens - dead
         pinned_tokens = min(self.window_policy.span_tokens or 0, prefix_tokens)
@@ -203,6 +220,7 @@ class ArenaRadixCache(UnifiedRadixCache):
             self.release_swa_prefix_lock(req)
         elif 0 < read_tokens <= pinned_tokens - self._arena.demand.unpin_tokens:
             window = self.tree_core.components_by_type[kind]
+            self._last_match.forget()
             window.shorten_lock(node, lock.receipt, read_tokens)
 
     def slide_window(self, req: Req, num_tokens: int) -> None:
@@ -233,16 +251,13 @@ class ArenaRadixCache(UnifiedRadixCache):
 
     def evictable_slots(self, kind: int) -> int:
         """Slots of one kind (its index in the plan) that are cached and nobody pins."""
+        component = self._component_at.get(kind)
+        if component is not None:
+            slots: int = self.tree_core.component_evictable_size_[component]
+            return slots
         if kind == self._arena.vision_kind:
             return int(self._arena.used_slots(kind))
-        if self.disable:
-            return 0
-        if kind == FULL_INDEX:
-            return int(self.full_evictable_size())
-        if kind == self._arena.cross_kind:
-            return int(self.tree_core.evictable_images)
-        is_state = kind == self._arena.state_kind
-        return int(self.mamba_evictable_size() if is_state else self.swa_evictable_size())
+        return 0 if self.disable else int(self.tree_core.evictable_images)
 
     def reclaimable_slots(self, kind: int) -> int:
         """Slots of one kind that requests can have: cached, or in idle records of sessions."""
@@ -303,8 +318,13 @@ class ArenaRadixCache(UnifiedRadixCache):
         self.evict_until(lambda: False, why=lambda: why)
 
     def _evict_one(
-        self, tracker: dict[ComponentType, int], sparing: Sparing = Sparing.NOTHING
+        self,
+        tracker: dict[ComponentType, int],
+        sparing: Sparing = Sparing.NOTHING,
+        later: Frees | None = None,
     ) -> bool:
+        """Evict one piece and give its slots back, or add them to ``later``. False: none may go."""
+        self._last_match.forget()
         victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
         if sparing is Sparing.ALL:
             image = record = None
@@ -323,15 +343,22 @@ class ArenaRadixCache(UnifiedRadixCache):
                 return True
             awaited = self.session.oldest_awaited(sparing)
             return awaited is not None and self.session.evict(awaited[0], self.evicting_for.cause)
+        frees: Frees = defaultdict(list) if later is None else later
         if victim.is_leaf:
             note_leaf(victim.node, self.page_size, self.evicting_for)
-            self._evict_device_leaf(victim.node.id, tracker)
+            self.tree_core.evict_leaf(victim.node, tracker, frees)
         else:
             note_piece(victim.node, victim.kind, self.evicting_for)
-            result = self.tree_core.evict_piece(victim.node, victim.kind)
-            self._apply_eviction_result(result)
-            self._accumulate_tracker(tracker, result.tracker)
+            self.tree_core.evict_piece(victim.node, victim.kind, tracker, frees)
+        if later is None:
+            self._give_back(frees)
         return True
+
+    def _give_back(self, frees: Frees) -> None:
+        """Slots that left the tree. Those of a kind go in one go: each piece is whole pages."""
+        for component, parts in frees.items():
+            slots = parts[0] if len(parts) == 1 else torch.cat(parts)
+            self._apply_cache_action(FreeComponentDeviceSlot([slots], component_type=component))
 
     def _starving(self) -> ComponentType:
         return self._components_by_kind.get(self.evicting_for.starving_kind, ComponentType.FULL)
@@ -357,8 +384,12 @@ class ArenaRadixCache(UnifiedRadixCache):
             return all(tracker[ct] >= request_by_type[ct] for ct in self.tree_components)
 
         before = dict(tracker)
-        while not satisfied() and self._evict_one(tracker):
+        looks_at_pools = allocation_reclaim_satisfied or available_size_targets
+        later: Frees | None = None if looks_at_pools else defaultdict(list)
+        while not satisfied() and self._evict_one(tracker, later=later):
             pass
+        if later:
+            self._give_back(later)
         for ct, num_tokens in tracker.items():
             self.evicted_tokens[ct] += num_tokens - before[ct]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of refused features: one row each, with flag, value, reason and alternative.
+"""The table of refused features and values: one row each, with flag, value, reason and alternative.
 
 ``docs/refusals.md`` is made from it; :mod:`sglang_jenga.sglang_ext.refusals` checks it.
 """
@@ -7,42 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """One refused feature.
-
-    flag: what the user writes, a command line flag or an environment variable.
-    field: its name on ServerArgs, or on ``sglang.srt.environ.envs`` for a variable.
-    values: the refused values in words. example: one of them, as written on the command line.
-    refuses: whether a value of the field is refused.
-    explicit_only: SGLang sets the field by itself for some models, where it is harmless; refuse it
-        only when the user wrote it.
-    """
-
-    flag: str
-    field: str
-    reason: str
-    alternative: str
-    values: str = "on"
-    example: str = ""
-    refuses: Callable[[Any], bool] = bool
-    explicit_only: bool = False
-
-    @property
-    def is_environment(self) -> bool:
-        return not self.flag.startswith("--")
-
-    def value_in(self, config: Any) -> Any:
-        """The field's present value. AttributeError when SGLang has no such field."""
-        if not self.is_environment:
-            return getattr(config, self.field)
-        from sglang.srt.environ import envs
-
-        return getattr(envs, self.field).get()
+from sglang_jenga.sglang_ext.refusal import Refusal
+from sglang_jenga.sglang_ext.refused_values import VALUES
 
 
 def _other_than(*allowed: Any) -> Callable[[Any], bool]:
@@ -334,4 +302,5 @@ REFUSALS: tuple[Refusal, ...] = (
         reason="a long prompt would keep every window slot until its last chunk",
         alternative="unset it",
     ),
+    *VALUES,
 )

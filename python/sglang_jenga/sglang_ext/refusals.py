@@ -9,28 +9,26 @@ itself is caught too. Models are refused after they are built, when their layers
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.policies import Chunked, TokenPolicy, Window
+from sglang_jenga.core.printable import shown
 from sglang_jenga.sglang_ext.config import load_config
+from sglang_jenga.sglang_ext.refusal import Refusal
 from sglang_jenga.sglang_ext.refusal_table import (
     ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
     ENCODER_ARCHITECTURES,
     OWN_POLICY_BACKENDS,
     REFUSALS,
-    Refusal,
 )
-
-if TYPE_CHECKING:
-    from sglang_jenga.sglang_ext.model_kinds import ModelKinds
 
 
 def problem(row: Refusal, value: Any) -> str:
     """The message for one refused value."""
     return (
-        f"{row.flag} (value {value!r}) does not work with --radix-cache-backend jenga: "
+        f"{row.flag} (value {shown(value)}) does not work with --radix-cache-backend jenga: "
         f"{row.reason}. Instead: {row.alternative}."
     )
 
@@ -49,17 +47,46 @@ def check_early(server_args: Any) -> None:
     """
     load_config()
     _check(server_args, REFUSALS)
+    require_whole_pages(server_args.page_size, server_args.chunked_prefill_size)
 
 
 def check_resolved(server_args: Any) -> None:
-    """Refuse what SGLang resolved to, defaults and model overrides included.
+    """Refuse the model where its configuration says that the arena cannot hold it, and what SGLang
+    resolved to, defaults and model overrides included.
+
+    The model first: SGLang picks backends for some that no flag could put right.
 
     Raises:
-        ConfigError: every problem at once.
+        ConfigError: the model, or every problem of the flags at once.
     """
-    from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view, use_mla_backend
 
-    _check(resolving_view(server_args), [row for row in REFUSALS if not row.explicit_only])
+    from sglang_jenga.sglang_ext.apart import require_known_rows
+
+    view = resolving_view(server_args)
+    require_known_rows(model_config_of(view), latent=use_mla_backend(view))
+    _check(view, [row for row in REFUSALS if not row.explicit_only])
+    require_whole_pages(view.page_size, view.chunked_prefill_size)
+
+
+def require_whole_pages(page_tokens: int | None, chunk_tokens: int | None) -> None:
+    """Refuse a page size that does not divide the chunks of prompts.
+
+    Args:
+        page_tokens: ``--page-size``, at least 1. None: not known yet.
+        chunk_tokens: ``--chunked-prefill-size``; None: not known yet; below 1: prompts are not cut.
+
+    Raises:
+        ConfigError: with both numbers.
+    """
+    if page_tokens is None or chunk_tokens is None or chunk_tokens < 1:
+        return
+    if chunk_tokens % page_tokens:
+        raise ConfigError(
+            f"--page-size {page_tokens} does not divide --chunked-prefill-size {chunk_tokens}: a "
+            "chunk ends with a page. Instead: use a page size that divides it, a multiple of the "
+            "page size, or -1 (whole prompts)."
+        )
 
 
 def check_backends(backends: Iterable[str | None], window: TokenPolicy | None) -> None:
@@ -88,16 +115,14 @@ def check_backends(backends: Iterable[str | None], window: TokenPolicy | None) -
             )
 
 
-def require_checked_encoder(
-    kinds: ModelKinds, architectures: Iterable[str], page_size: int
-) -> None:
+def require_checked_encoder(architectures: Iterable[str], page_size: int) -> None:
     """Refuse encoder-decoder models, and page sizes for them, that were not checked.
 
     Raises:
         ConfigError: naming the model or the flag.
     """
     name = next(iter(architectures))
-    if name not in ENCODER_ARCHITECTURES or not kinds.cross:
+    if name not in ENCODER_ARCHITECTURES:
         raise ConfigError(
             f"--radix-cache-backend jenga does not support {name}: of encoder-decoder models only "
             f"{', '.join(ENCODER_ARCHITECTURES)} was checked. Drop --radix-cache-backend to serve "

@@ -76,7 +76,7 @@ def counts(
 
 def snapshot(arena: ArenaAllocatorBase, tree_cache: Any, scheduler: Any = None) -> dict[str, Any]:
     """:func:`counts` and why the last requests hit what they hit."""
-    longest = arena.demand.longest_request_tokens(arena.plan)
+    longest = arena.demand.longest_request_tokens
     data = counts(arena, tree_cache, scheduler, longest_tokens=longest)
     data["hits"] = tree_cache.hits.as_dict()
     return data

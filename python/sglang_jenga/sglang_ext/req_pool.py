@@ -8,8 +8,7 @@ their extents here for the allocator to pick up (seams 4.3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class Extent(NamedTuple):
     """Positions ``[start, end)`` of ``row`` that the next allocation fills.
 
     ``prefix`` holds host slot ids of ``[0, start)`` when the row is new and matched a prefix.
@@ -100,17 +98,17 @@ class ArenaReqToTokenPool(ReqToTokenPool):
         rows = ReqToTokenPool.alloc(self, reqs)
         if rows is None:
             return None
+        found, self.matched_prefix = self.matched_prefix, {}
         self._extents = [
             Extent(
-                row=row,
-                start=req.prefix_len,
-                end=req.extend_end,
-                prefix=self.matched_prefix.pop(req.rid, None) if is_new else None,
-                image_tokens=image_tokens_of(req) if has_images else 0,
+                row,
+                req.prefix_len,
+                req.extend_end,
+                found.get(req.rid) if is_new else None,
+                image_tokens_of(req) if has_images else 0,
             )
             for req, row, is_new in zip(reqs, rows, new, strict=True)
         ]
-        self.matched_prefix.clear()
         if self._tree_cache is not None:
             for req, is_new in zip(reqs, new, strict=True):
                 if is_new:

@@ -21,8 +21,8 @@ import msgspec
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.plan import ArenaPlan
-from sglang_jenga.core.sizes import format_bytes
 from sglang_jenga.core.sizing import size_arena as core_size_arena
+from sglang_jenga.sglang_ext.apart import require_known_rows, require_rows_in_layers
 from sglang_jenga.sglang_ext.arena_bytes import (
     ArenaBytes,
     Share,
@@ -30,7 +30,8 @@ from sglang_jenga.sglang_ext.arena_bytes import (
     state_share,
     token_share,
 )
-from sglang_jenga.sglang_ext.config import ARENA_SIZE, load_config
+from sglang_jenga.sglang_ext.arena_source import ArenaSource, require_one_request
+from sglang_jenga.sglang_ext.config import load_config
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.refusals import check_backends, require_checked_encoder
 from sglang_jenga.sglang_ext.states import STATE, state_layers
@@ -91,11 +92,10 @@ def classify(runner: Any) -> None:
     from sglang.srt.runtime_context import attention_backends
 
     config = runner.model_config
-    if runner.use_mla_backend:
-        raise ConfigError(
-            "--radix-cache-backend jenga: the model stores latent (MLA) rows, which are not a "
-            "kind here yet. Drop --radix-cache-backend to serve it with SGLang's own pools."
-        )
+    require_known_rows(config, latent=runner.use_mla_backend)
+    require_rows_in_layers(runner.model, config.hf_config.architectures[0])
+    if config.is_encoder_decoder:
+        require_checked_encoder(config.hf_config.architectures, runner.page_size)
     recurrent = mambaish_config(config)
     states = None if recurrent is None else state_layers(recurrent.mamba2_cache_params)
     if states is not None and states.temporal_shape is None and is_cuda(runner.device):
@@ -108,7 +108,6 @@ def classify(runner: Any) -> None:
     if embedding_cache_bytes(config):
         kinds = replace(kinds, embedding=(config.hidden_size, config.dtype))
     if config.is_encoder_decoder:
-        require_checked_encoder(kinds, config.hf_config.architectures, runner.page_size)
         runner.model.images_apart = True
     check_backends(attention_backends(), kinds.window_policy)
     stock = StockSplit(
@@ -166,25 +165,41 @@ def _stock_view(kvc: KVCacheConfigurator, stock: StockSplit) -> Iterator[None]:
         kvc.is_hybrid_swa = config.is_hybrid_swa = hybrid
 
 
-def stock_pool_bytes(
+def stock_pools(
     original: Callable[..., MemoryPoolConfig],
     kvc: KVCacheConfigurator,
     budget_bytes: int,
     cap_tokens: int | None,
     stock: StockSplit,
-) -> int:
-    """Bytes the stock server's KV pools would occupy under the same flags, sink pages included."""
+) -> tuple[int, ArenaSource]:
+    """Bytes the stock server's KV pools would occupy under the same flags, sink pages included, and
+    the flag that decided them.
+
+    Raises:
+        ConfigError: so few that SGLang makes no pools of them.
+    """
     from sglang.srt.model_executor.pool_configurator import create_memory_pool_configurator
+    from sglang.srt.runtime_context import get_schedule
 
     with _stock_view(kvc, stock):
-        sizes = original(kvc, budget_bytes, cap_tokens=cap_tokens)
         cells = create_memory_pool_configurator(kvc)
+        limit, share = get_schedule().max_total_tokens, get_schedule().mem_fraction_static
+        capped = limit is not None and limit * cells._cell_size < budget_bytes
+        source = ArenaSource.of_tokens(limit) if capped else ArenaSource.of_share(share)
+        try:
+            sizes = original(kvc, budget_bytes, cap_tokens=cap_tokens)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                "the arena takes the bytes of the stock server's pools, and under "
+                f"{source.setting} those cannot hold one request with --page-size "
+                f"{kvc.page_size}. {source.advice}."
+            ) from error
         page = kvc.page_size
         if stock.is_hybrid:
             full = (sizes.full_max_total_num_tokens + page) * cells._full_cell_bytes()
             window = (sizes.swa_max_total_num_tokens + page) * cells._swa_cell_bytes()
-            return int(full + window)
-        return int((sizes.max_total_num_tokens + page) * cells._cell_size)
+            return int(full + window), source
+        return int((sizes.max_total_num_tokens + page) * cells._cell_size), source
 
 
 def stock_state_share(kvc: KVCacheConfigurator) -> Share:
@@ -225,26 +240,38 @@ def size_arena(
     )
     apart_bytes = sum(share.num_bytes for share in apart)
     if wanted is None:
-        pools = stock_pool_bytes(original, kvc, budget_bytes, cap_tokens, setup.stock)
+        pools, source = stock_pools(original, kvc, budget_bytes, cap_tokens, setup.stock)
         stock = ArenaBytes(shares=(token_share(pools, get_schedule()), *apart))
         logger.info("Jenga: %s", stock.describe())
         wanted = stock.total
-    elif wanted > budget_bytes + apart_bytes:
-        available = format_bytes(budget_bytes + apart_bytes)
-        raise ConfigError(
-            f"{ARENA_SIZE} asks for {format_bytes(wanted)}, but {available} are "
-            "left after the weights under --mem-fraction-static "
-            f"{get_schedule().mem_fraction_static}: lower the size or raise the fraction"
+    else:
+        source = ArenaSource.of_size(wanted)
+        source.require_within(budget_bytes + apart_bytes, get_schedule().mem_fraction_static)
+    try:
+        sized = core_size_arena(
+            setup.kinds.specs(kvc.kv_cache_dtype),
+            arena_bytes=wanted,
+            page_tokens=kvc.page_size,
+            window=setup.kinds.window_policy,
+            chunk_tokens=get_schedule().chunked_prefill_size,
         )
-    sized = core_size_arena(
-        setup.kinds.specs(kvc.kv_cache_dtype),
-        arena_bytes=wanted,
-        page_tokens=kvc.page_size,
-        window=setup.kinds.window_policy,
-        chunk_tokens=get_schedule().chunked_prefill_size,
-    )
+    except ConfigError as error:
+        raise ConfigError(f"{error}. {source.advice}.") from error
     plan, demand, longest = sized.plan, sized.demand, sized.longest_request_tokens
-    _require_one_request(kvc, plan, demand, longest)
+    require_one_request(
+        sized,
+        asked_tokens=kvc.server_args.context_length,
+        page_tokens=kvc.page_size,
+        source=source,
+    )
+    if longest < kvc.model_config.context_len:
+        logger.warning(
+            "Jenga: the arena holds requests of up to %d tokens, the model allows %d: longer "
+            "requests are refused. %s for more.",
+            longest,
+            kvc.model_config.context_len,
+            source.advice,
+        )
     setattr(kvc.model_config, _ATTRIBUTE, replace(setup, plan=plan, demand=demand))
     if setup.kinds.states is not None:
         # SGLang admits no more requests at once than it has states: here, as many as could fit.
@@ -260,36 +287,4 @@ def size_arena(
         max_total_num_tokens=longest,
         full_max_total_num_tokens=longest,
         swa_max_total_num_tokens=plan.usable_large_pages * plan.kinds[1].slots_per_large_page,
-    )
-
-
-def _require_one_request(
-    kvc: KVCacheConfigurator, plan: ArenaPlan, demand: DemandModel, longest: int
-) -> None:
-    """One request of the greatest length must fit, or the server must not start.
-
-    The greatest length is ``--context-length`` when given. Otherwise SGLang accepts requests up to
-    what the pool holds, and the pool must hold at least a page beyond the window's needs.
-    """
-    asked = kvc.server_args.context_length
-    least = asked or 4 * kvc.page_size
-    if longest >= least:
-        if longest < kvc.model_config.context_len:
-            logger.warning(
-                "Jenga: the arena holds requests of up to %d tokens, the model allows %d: longer "
-                "requests are refused. Raise --mem-fraction-static or the arena size for more.",
-                longest,
-                kvc.model_config.context_len,
-            )
-        return
-    pages = demand.pages_of_longest(plan, least)
-    parts = ", ".join(
-        f"{kind.spec.name} {need} small pages ({format_bytes(need * kind.small_page_bytes)})"
-        for kind, need in zip(plan.kinds, pages, strict=True)
-    )
-    raise ConfigError(
-        f"the arena ({format_bytes(plan.usable_bytes)} usable) cannot hold one request of {least} "
-        f"tokens{' (--context-length)' if asked else ''}: it needs {parts}; the longest request "
-        f"that fits has {longest} tokens. Raise --mem-fraction-static, --max-total-tokens or "
-        f"{ARENA_SIZE}, or lower --context-length."
     )

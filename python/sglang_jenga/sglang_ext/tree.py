@@ -28,17 +28,16 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import (
     UnifiedTreeCore,
     UnifiedTreeNode,
 )
-from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
-    EvictDeviceNextNodeResult,
-)
 
 from sglang_jenga.core.memory import Sparing
-from sglang_jenga.core.policies import LiveSlots, TokenPolicy
+from sglang_jenga.core.policies import TokenPolicy
 from sglang_jenga.sglang_ext.events import HitPointRecorder
 from sglang_jenga.sglang_ext.explain import Step, Walk
 from sglang_jenga.sglang_ext.order import WORTHLESS, EvictionOrder, Victim
 
 CORE_NAME = "jenga"
+#: Slots that leave the tree, by kind, as the tree names them: full ids, state slots for states.
+Frees = dict[ComponentType, list[torch.Tensor]]
 _LAST_USE = "jenga_last_use"
 
 
@@ -92,10 +91,18 @@ class ClockedLRUList(UnifiedLRUList):
         return None
 
 
+class ArenaTreeNode(UnifiedTreeNode):
+    """A node that knows where it lies. ``end_tokens``: tokens from the root to its end."""
+
+    end_tokens = 0
+
+
 class ArenaTreeCore(UnifiedTreeCore):
     """SGLang's python tree core with host values and persistent eviction order."""
 
     def __init__(self, params: Any, components: dict[ComponentType, Any]) -> None:
+        #: Where the next new node will end.
+        self._next_end = 0
         self._leaf_heap: list[tuple[float, int]] = []
         self._queued: set[int] = set()
         #: What goes first. Another one may be put here before anything is cached.
@@ -123,13 +130,30 @@ class ArenaTreeCore(UnifiedTreeCore):
     def reset(self) -> None:
         self._leaf_heap = []
         self._queued = set()
+        self._next_end = 0
         super().reset()
         for kind in self._piece_kinds:
             self.lru_lists[kind] = ClockedLRUList(kind, self.component_types)
 
+    def _new_node(self, priority: int = 0) -> ArenaTreeNode:
+        node = ArenaTreeNode(self.component_types, priority=priority)
+        node.end_tokens = self._next_end
+        self._register_node(node)
+        return node
+
+    def _add_new_node(
+        self, parent: UnifiedTreeNode, key: Any, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> UnifiedTreeNode:
+        self._next_end = parent.end_tokens + len(key)
+        return super()._add_new_node(parent, key, value, *args, **kwargs)
+
     def _update_evictable_leaf_sets(self, node: UnifiedTreeNode) -> None:
-        super()._update_evictable_leaf_sets(node)
-        if node in self.evictable_device_leaves and node.id not in self._queued:
+        """Upstream's for one tier: there are no host leaves, and what has children is no leaf."""
+        if node.children or not self._is_device_leaf(node):
+            self.evictable_device_leaves.discard(node)
+            return
+        self.evictable_device_leaves.add(node)
+        if node.id not in self._queued:
             self._queued.add(node.id)
             heapq.heappush(self._leaf_heap, (self._worth(node), node.id))
 
@@ -140,6 +164,7 @@ class ArenaTreeCore(UnifiedTreeCore):
     def _split_node(
         self, key: Any, child: UnifiedTreeNode, split_len: int
     ) -> tuple[UnifiedTreeNode, Any]:
+        self._next_end = child.end_tokens - len(child.key) + split_len
         front, action = super()._split_node(key, child, split_len)
         if self.events is not None:
             self.events.split(front, child)
@@ -204,20 +229,16 @@ class ArenaTreeCore(UnifiedTreeCore):
         if window is None:
             return True
         policy: TokenPolicy = window.policy
-        pieces: list[tuple[int, bool]] = []
-        tail_tokens, unbroken = 0, True
-        while node is not self.root_node:
-            is_live = node.component_data[ComponentType.SWA].value is not None
-            pieces.append((len(node.key), is_live))
-            unbroken = unbroken and is_live
-            tail_tokens += len(node.key)
-            if unbroken and tail_tokens >= window.sliding_window_size and not policy.head_tokens:
-                return True  # without a look at what lies before
-            node = node.parent
-        live = LiveSlots()
-        for num_tokens, is_live in reversed(pieces):
-            live.extend(num_tokens, live=is_live)
-        return policy.is_hit(live.num_tokens, live)
+        end = node.end_tokens
+        start = policy.tail_start(end)
+        head = min(policy.head_tokens, start)
+        while end > start or (head and node is not self.root_node):
+            begin = end - len(node.key)  # its parent may be new and not know its own end yet
+            is_needed = end > start or begin < head
+            if is_needed and node.component_data[ComponentType.SWA].value is None:
+                return False
+            end, node = begin, node.parent
+        return True
 
     def oldest_leaf(self) -> Victim | None:
         """The evictable leaf whose last use is longest ago."""
@@ -271,14 +292,6 @@ class ArenaTreeCore(UnifiedTreeCore):
             sparing=sparing,
         )
 
-    def prefix_tokens(self, node: UnifiedTreeNode) -> int:
-        """Tokens from the root to the end of ``node``."""
-        total = 0
-        while node is not self.root_node:
-            total += len(node.key)
-            node = node.parent
-        return total
-
     def _is_branch_point(self, node: UnifiedTreeNode) -> bool:
         """Whether prompts part behind ``node`` before there is another state to continue from.
 
@@ -293,13 +306,11 @@ class ArenaTreeCore(UnifiedTreeCore):
     def _branch_served(self, node: UnifiedTreeNode) -> UnifiedTreeNode:
         """Where prompts part that need the window slots of ``node``; itself: nowhere further on."""
         policy = self.components_by_type[ComponentType.SWA].policy
-        branch, end = node, self.prefix_tokens(node)
-        branch_end = end
+        branch, end = node, node.end_tokens
         while len(branch.children) == 1:
             branch = next(iter(branch.children.values()))
-            branch_end += len(branch.key)
             is_live = branch.component_data[ComponentType.SWA].value is not None
-            if not is_live or policy.tail_start(branch_end) >= end:
+            if not is_live or policy.tail_start(branch.end_tokens) >= end:
                 return node
         return branch if branch.children else node
 
@@ -312,7 +323,7 @@ class ArenaTreeCore(UnifiedTreeCore):
         if piece.kind is not ComponentType.SWA:
             return False
         node = self._branch_served(piece.node)
-        prefix_tokens = self.prefix_tokens(node)
+        prefix_tokens = node.end_tokens
         slots = self.components_by_type[piece.kind].policy.needed_tokens(prefix_tokens)
         full_bytes = prefix_tokens * self._slot_bytes[ComponentType.FULL]
         num_hits = max(1, len(node.children))
@@ -322,17 +333,41 @@ class ArenaTreeCore(UnifiedTreeCore):
         """Whether prompts part at the end of what a cheap window serves."""
         return len(self._branch_served(piece.node).children) > 1
 
-    def evict_piece(self, node: UnifiedTreeNode, kind: ComponentType) -> EvictDeviceNextNodeResult:
-        """Drop the window slots or the state of an inner node; its full slots stay."""
-        result = EvictDeviceNextNodeResult(made_progress=True)
+    def evict_leaf(
+        self, node: UnifiedTreeNode, tracker: dict[ComponentType, int], frees: Frees
+    ) -> None:
+        """Drop a leaf whole: upstream's step, less what a second tier needs.
+
+        Adds to ``tracker`` how many slots of each kind went, to ``frees`` which ones; the caller
+        gives them back.
+        """
+        self.kv_events.record_remove(node)
+        for component in self.components:
+            kind = component.component_type
+            freed, _ = component.evict_component(
+                node, target=EvictLayer.DEVICE, device_frees=frees, host_frees={}, cache_actions=[]
+            )
+            tracker[kind] += freed
+            if node.id in self.lru_lists[kind].cache:
+                self.lru_lists[kind].remove_node(node)
+        self.evictable_device_leaves.discard(node)
+        self._remove_leaf_from_parent(node)
+        self._update_evictable_leaf_sets(node.parent)
+
+    def evict_piece(
+        self,
+        node: UnifiedTreeNode,
+        kind: ComponentType,
+        tracker: dict[ComponentType, int],
+        frees: Frees,
+    ) -> None:
+        """Drop the window slots or the state of an inner node; its full slots stay.
+
+        ``tracker`` and ``frees`` as for :meth:`evict_leaf`.
+        """
         component = self.components_by_type[kind]
-        frees = dict(
-            device_frees=result.device_frees,
-            host_frees=result.host_frees,
-            cache_actions=result.cache_actions,
-        )
+        found: dict[str, Any] = {"device_frees": frees, "host_frees": {}, "cache_actions": []}
         self._evict_component_and_detach_lru(
-            node, component, target=EvictLayer.DEVICE, tracker=result.tracker, **frees
+            node, component, target=EvictLayer.DEVICE, tracker=tracker, **found
         )
-        self._cascade_evict(node, component, result.tracker, **frees)
-        return result
+        self._cascade_evict(node, component, tracker, **found)

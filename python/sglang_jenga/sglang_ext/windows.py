@@ -9,6 +9,8 @@ and nodes are cut there, so that what lies between is pinned, used and evicted b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,8 +19,31 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType, SWAComp
 from sglang.srt.mem_cache.unified_cache.components.base import LRURefreshPhase
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeNode
 
-from sglang_jenga.core.policies import LiveSlots, TokenPolicy
+from sglang_jenga.core.policies import TokenPolicy
 from sglang_jenga.sglang_ext.explain import copy_cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortestPieces:
+    """Below how many tokens, whole pages, a window is not cut further.
+
+    own: what only one prompt leads to. Its pins are its own, so they are nearly exact.
+    shared: where prompts part further on. Slots there are pinned once for all, so some more cost
+        little, and every visitor has to walk over the pieces.
+    """
+
+    own: int
+    shared: int
+
+    @classmethod
+    def of(cls, span_tokens: int, page_tokens: int) -> ShortestPieces:
+        """For a window of ``span_tokens``."""
+
+        def pages(tokens: int) -> int:
+            return max(1, tokens // page_tokens) * page_tokens
+
+        shared = min(span_tokens // 4, max(64, span_tokens // 8))
+        return cls(own=pages(span_tokens // 32), shared=pages(shared))
 
 
 class ArenaWindowComponent(SWAComponent):
@@ -34,12 +59,20 @@ class ArenaWindowComponent(SWAComponent):
     def create_match_validator(
         self, match_device_only: bool = False
     ) -> Callable[[UnifiedTreeNode], bool]:
-        policy, live = self.policy, LiveSlots()
+        """Says of each node of a walk from the root whether its end is a hit. O(1) each."""
+        kind, policy = self.component_type, self.policy
+        head, tail_start = policy.head_tokens, policy.tail_start
+        live_from, first_dead = 0, None  # the unbroken end of what was walked over; its first gap
 
         def is_valid(node: UnifiedTreeNode) -> bool:
-            is_live = node.component_data[self.component_type].value is not None
-            live.extend(len(node.key), live=is_live)
-            return policy.is_hit(live.num_tokens, live)
+            nonlocal live_from, first_dead
+            end = node.end_tokens
+            if node.component_data[kind].value is None:
+                live_from = end
+                if first_dead is None:
+                    first_dead = node.parent.end_tokens
+            start = tail_start(end)
+            return live_from <= start and (first_dead is None or first_dead >= min(head, start))
 
         return is_valid
 
@@ -49,32 +82,50 @@ class ArenaWindowComponent(SWAComponent):
         And one page more: a prompt sent again is matched up to its last token, which is computed
         anew, and the tail of that shorter hit begins a page earlier.
         """
-        core, page = self.tree_core, self.tree_core.page_size
-        prefix_tokens = core.prefix_tokens(node)
-        need = prefix_tokens - self.policy.tail_start(prefix_tokens)
-        return -(-need // page) * page + page
+        end, page = node.end_tokens, self.tree_core.page_size
+        return -(-(end - self.policy.tail_start(end)) // page) * page + page
 
     def _cut(self, node: UnifiedTreeNode, tail_tokens: int) -> None:
-        """Split where the tail up to ``node`` begins and where the head ends.
-
-        Both are whole nodes then.
-        """
-        self._cut_before(node, tail_tokens)
+        """Split where the head of what leads to ``node`` ends, and near where its tail begins."""
         if self.policy.head_tokens:
-            self._cut_before(node, self.tree_core.prefix_tokens(node) - self._head_end())
+            self._split_at(node, self._head_end())
+        self._cut_before(node, tail_tokens)
 
     def _cut_before(self, node: UnifiedTreeNode, tokens: int) -> None:
-        """Split where the last ``tokens`` up to the end of ``node`` begin."""
-        core, covered = self.tree_core, 0
-        while node is not core.root_node and covered < tokens:
-            covered += len(node.key)
-            if covered > tokens:
-                core._split_node(node.key, node, covered - tokens)
-                return
+        """Split where the last ``tokens`` up to the end of ``node`` begin, or a little earlier.
+
+        Prompts that share a prefix end at all distances behind it, and each would leave a cut of
+        its own there. So no piece is cut shorter than :attr:`_shortest`; what is pinned and used
+        begins with a whole piece, and at most two of the shortest are more than is read. A head is
+        exact: its pins are found by where it ends.
+        """
+        start, is_shared = node.end_tokens - tokens, False
+        if start <= self._head_end():
+            self._split_at(node, start)
+            return
+        while node.parent.end_tokens > start:
             node = node.parent
+            is_shared = is_shared or len(node.children) > 1
+        least = self._shortest.shared if is_shared else self._shortest.own
+        start = min(start, node.end_tokens - least)
+        if start >= node.parent.end_tokens + least:
+            self._split_at(node, start)
+
+    def _split_at(self, node: UnifiedTreeNode, position: int) -> None:
+        """Make ``position`` (tokens from the root) a boundary on the way to ``node``."""
+        if 0 < position < node.end_tokens:
+            while node.parent.end_tokens > position:
+                node = node.parent
+            front_tokens = position - node.parent.end_tokens
+            if front_tokens:
+                self.tree_core._split_node(node.key, node, front_tokens)
+
+    @cached_property
+    def _shortest(self) -> ShortestPieces:
+        return ShortestPieces.of(self.policy.span_tokens or 0, self.tree_core.page_size)
 
     def _head_end(self) -> int:
-        """Where the head ends, whole pages."""
+        """Where the head ends, whole pages; 0: there is none."""
         page = self.tree_core.page_size
         return -(-self.policy.head_tokens // page) * page
 
@@ -83,21 +134,16 @@ class ArenaWindowComponent(SWAComponent):
         the tail; None: no head, or the tail reaches the root."""
         if not self.policy.head_tokens:
             return None
-        core, head_end = self.tree_core, self._head_end()
-        end = core.prefix_tokens(node)
-        tail_start = end - tail_tokens
-        while node is not core.root_node:
-            if end <= min(head_end, tail_start):
-                return node
-            end -= len(node.key)
+        limit = min(self._head_end(), node.end_tokens - tail_tokens)
+        while node.end_tokens > limit and node is not self.tree_core.root_node:
             node = node.parent
-        return None
+        return None if node is self.tree_core.root_node else node
 
     def refresh_lru(
         self, phase: LRURefreshPhase, node: UnifiedTreeNode, root_node: UnifiedTreeNode
     ) -> None:
         """A use makes young what the hit needs, where upstream takes whole nodes."""
-        if phase is LRURefreshPhase.WALKDOWN:
+        if phase is LRURefreshPhase.WALKDOWN or node is root_node:
             return
         tail = self._tail_of(node)
         if phase is LRURefreshPhase.MATCH_END:
@@ -117,6 +163,9 @@ class ArenaWindowComponent(SWAComponent):
 
         Upstream pins whole nodes until they cover the window.
         """
+        if node is self.tree_core.root_node:  # nothing to pin; None: the lock reaches the root
+            result.set_lock_uuid(self.component_type, None, lock_host=lock_host)
+            return result
         tail = self._tail_of(node)
         self._cut(node, tail)
         head = self._head_node(node, tail)
@@ -197,7 +246,7 @@ class ArenaWindowComponent(SWAComponent):
             return
         lru = self.tree_core.lru_lists[self.component_type]
         need, passed = self._tail_of(node), 0
-        num_tokens = min(num_tokens, self.tree_core.prefix_tokens(node) - self._head_end())
+        num_tokens = min(num_tokens, node.end_tokens - self._head_end())
         while node is not self.tree_core.root_node and passed < num_tokens:
             if (
                 passed >= need

@@ -5,7 +5,8 @@ Ids stand for themselves: equal ids mean equal text. A block's id gives all of i
 sharing than whole blocks is put back where the trace implies it: a prompt that holds every whole
 block (two at least) of an earlier one and is longer is the next turn of that conversation. It then
 begins with all of that prompt, and with its answer, too, if it is long enough for both; and it is
-not sent before that answer is there.
+not sent before that answer is there. Where a trace says which requests are turns of one
+conversation, each begins with the whole of the one before.
 """
 
 from __future__ import annotations
@@ -98,12 +99,20 @@ class _Writer:
         self._blocks: dict[int, Tokens] = {}
         #: The last prompt of so many whole blocks that ends with this one.
         self._ends: dict[tuple[int, int], int] = {}
+        #: The last turn of each conversation.
+        self._turns: dict[int, int] = {}
 
     def write(self, index: int) -> None:
         request = self._trace.requests[index]
         size, length = self._size, request.prompt_tokens
         tokens = np.empty(length, dtype=np.int64)
         taken = self._begin_as_next_turn(index, request, tokens)
+        if not self._size:
+            first = self._contents.first_ids[index]
+            tokens[taken:] = np.arange(first + taken, first + length)
+            self._contents.prompts[index] = tokens
+            self._turns[request.conversation] = index
+            return
         for at, block in enumerate(request.blocks[: -(-length // size)]):
             start, end = at * size, min((at + 1) * size, length)
             known = self._blocks.get(block)
@@ -140,6 +149,8 @@ class _Writer:
 
     def _turn_before(self, request: TraceRequest) -> int | None:
         earlier = self._trace.requests
+        if not self._size:
+            return self._turns.get(request.conversation)
         for whole in range(request.prompt_tokens // self._size, _TWO_BLOCKS - 1, -1):
             found = self._ends.get((whole, request.blocks[whole - 1]), -1)
             if found >= 0 and earlier[found].prompt_tokens < request.prompt_tokens:

@@ -24,7 +24,8 @@ def kinds_of(
     Raises:
         ConfigError: there is no such model, or no server would have it, and why.
     """
-    model = read_model(find_config(text).config, flags)
+    found = find_config(text)
+    model = read_model(found.config, flags, quant=found.quant)
     if model.family.page_one and page_tokens != 1:
         raise ConfigError(
             f"{model.architecture} is served with --page-size 1 only, not {page_tokens}"

@@ -87,7 +87,7 @@ class PlainEngine:
         self.memory.starvation = self._refusals
         self._cache = _NoCache()
         self._page = plan.page_tokens
-        self._interval = self.demand.slide_interval_tokens(plan)
+        self._interval = self.demand.slide_interval_tokens
         self._rows = list(range(1, max_running + 1))
         pages = -(-longest_tokens // self._page) + 1
         #: Small page ids by row and page of the text, for each kind that grows with it. Only what
@@ -104,7 +104,7 @@ class PlainEngine:
         return tuple(kind.spec.name for kind in self.plan.kinds)
 
     def longest_request_tokens(self) -> int:
-        return self.demand.longest_request_tokens(self.plan)
+        return self.demand.longest_request_tokens
 
     # ---- decode ----------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -114,6 +114,8 @@ def replay(
         requests=len(requests),
         too_long=len(trace.requests) - len(requests),
         failed=trace.failed,
+        left_out=trace.left_out,
+        trace_note=trace.note,
         prompt_tokens=kept.prompt_tokens,
         output_tokens=kept.output_tokens,
         chunk_tokens=options.chunk_tokens,
@@ -148,15 +150,7 @@ def _that_fit(trace: Trace, options: Options, arena_tokens: int) -> tuple[Trace,
             f"{most:,}: give more bytes"
         )
     longest = max(length for length in lengths if length <= most)
-    return (
-        Trace(
-            format=trace.format,
-            requests=kept,
-            block_tokens=trace.block_tokens,
-            failed=trace.failed,
-        ),
-        longest,
-    )
+    return replace(trace, requests=kept), longest
 
 
 class _Fresh(Sequence[Request]):

@@ -12,6 +12,7 @@ from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.simulate.engine import Hits, KindBytes
 from sglang_jenga.simulate.loop import Totals
 from sglang_jenga.simulate.timeline import Timeline
+from sglang_jenga.simulate.trace_types import LeftOut
 
 SCHEMA = 1
 
@@ -21,7 +22,8 @@ class Setup:
     """What was replayed on what.
 
     too_long: requests of the trace left out because no empty arena holds them, or because they are
-    longer than a given context. failed: left out by the reader, their request produced nothing.
+    longer than a given context. failed: left out by the reader; left_out: why. trace_note: how the
+    trace's tokens were counted, where it has text alone.
     """
 
     model: str
@@ -31,6 +33,8 @@ class Setup:
     requests: int
     too_long: int
     failed: int
+    left_out: tuple[LeftOut, ...]
+    trace_note: str
     prompt_tokens: int
     output_tokens: int
     chunk_tokens: int
@@ -66,7 +70,7 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """Where the replay is known to differ from a server."""
-        out = []
+        out = [self.setup.trace_note] if self.setup.trace_note else []
         has_states = any(kind.spec.name == STATE for kind in self.plan.kinds)
         if has_states and self.setup.prefix_cache and self.setup.page_tokens > 1:
             out.append(

@@ -81,7 +81,7 @@ class ServerEngine:
         return tuple(kind.spec.name for kind in self.plan.kinds)
 
     def longest_request_tokens(self) -> int:
-        return self.demand.longest_request_tokens(self.plan)
+        return self.demand.longest_request_tokens
 
     # ---- decode ----------------------------------------------------------------------------
 

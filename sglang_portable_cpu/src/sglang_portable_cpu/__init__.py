@@ -11,6 +11,7 @@
 | `ops` | the replacements, in torch |
 | `conv_ops`, `ssm_ops`, `gdn_ops` | operators of state layers: convolution, Mamba2, delta rule |
 | `resolution` | server arguments: what this device needs, and what it must refuse |
+| `launch_checks` | what would end a server after its processes were started |
 | `plugin` | the entry point that installs the tables |
 """
 

@@ -10,7 +10,8 @@ def load() -> None:
 
     if not isinstance(current_platform, PortableCpuPlatform):
         return
-    from sglang_portable_cpu import patches, resolution
+    from sglang_portable_cpu import launch_checks, patches, resolution
 
     resolution.register()
+    launch_checks.register()
     patches.register()

@@ -14,19 +14,15 @@ from sglang_jenga.core.configs.fields import Fields
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.model_kinds import AttentionLayer, ModelKinds, group_layers
 from sglang_jenga.core.policies import Chunked, Cross, Full, Policy, Window
+from sglang_jenga.core.printable import shown
 
 LayersOf = Callable[[Fields, int], ModelKinds]
 LOCAL_OR_FULL = {"sliding_attention": "local", "full_attention": "full"}
 
 
-def number_of_layers(fields: Fields) -> int:
-    """Layers of the text model."""
-    return fields.integer("num_hidden_layers")
-
-
 def window(fields: Fields, *, counts_itself: bool = True) -> Window:
     """The sliding window; ``counts_itself``: the field includes the current token."""
-    tokens = fields.integer("sliding_window", least=2 if counts_itself else 1)
+    tokens = fields.tokens("sliding_window", least=2 if counts_itself else 1)
     return Window(window_tokens=tokens - 1 if counts_itself else tokens)
 
 
@@ -49,7 +45,7 @@ def attention(
 
 def uniform(fields: Fields, tp: int) -> ModelKinds:
     """Every layer attends to everything."""
-    layers = number_of_layers(fields)
+    layers = fields.layers()
     return group_layers(
         attention([Full()] * layers, num_kv_heads=fields.kv_heads(tp), head_dim=fields.head_dim())
     )
@@ -57,12 +53,12 @@ def uniform(fields: Fields, tp: int) -> ModelKinds:
 
 def uniform_divided(fields: Fields, tp: int) -> ModelKinds:
     """As :func:`uniform`; the model file reads no ``head_dim``."""
-    return group_layers(_divided(fields, tp, [Full()] * number_of_layers(fields)))
+    return group_layers(_divided(fields, tp, [Full()] * fields.layers()))
 
 
 def mistral(fields: Fields, tp: int) -> ModelKinds:
     """Mistral and Ministral: the windows that this package gives them (models/ministral.py)."""
-    layers = number_of_layers(fields)
+    layers = fields.layers()
     if fields.stated("sliding_window") is None:
         return uniform(fields, tp)
     local = window(fields)
@@ -77,7 +73,7 @@ def mistral(fields: Fields, tp: int) -> ModelKinds:
 def gemma2(fields: Fields, tp: int) -> ModelKinds:
     """Even layers slide, whatever ``layer_types`` says (gemma2.py)."""
     local = window(fields)
-    policies = [Full() if i % 2 else local for i in range(number_of_layers(fields))]
+    policies = [Full() if i % 2 else local for i in range(fields.layers())]
     return group_layers(
         attention(policies, num_kv_heads=fields.kv_heads(tp), head_dim=fields.head_dim())
     )
@@ -107,13 +103,13 @@ def cohere2(fields: Fields, tp: int) -> ModelKinds:
 
 def exaone4(fields: Fields, tp: int) -> ModelKinds:
     """EXAONE 4 (exaone4.py): windows by ``sliding_window_pattern``, a text such as LLLG."""
-    layers = number_of_layers(fields)
+    layers = fields.layers()
     pattern = fields.stated("sliding_window_pattern")
     policies: list[Policy] = [Full()] * layers
     if pattern is not None and not isinstance(pattern, str):
         raise ConfigError(
-            f"{fields.architecture}: 'sliding_window_pattern' is {pattern!r}, and SGLang reads a "
-            "text such as 'LLLG' (L slides, G is full) or null: write it so"
+            f"{fields.architecture}: 'sliding_window_pattern' is {shown(pattern)}, and SGLang "
+            "reads a text such as 'LLLG' (L slides, G is full) or null: write it so"
         )
     if pattern and fields.stated("sliding_window") is not None:
         local = window(fields)
@@ -125,8 +121,8 @@ def exaone4(fields: Fields, tp: int) -> ModelKinds:
 
 def llama4(fields: Fields, tp: int) -> ModelKinds:
     """Every fourth layer is full, the others read their chunk (llama4.py)."""
-    local = Chunked(chunk_tokens=fields.integer("attention_chunk_size"))
-    policies = [local if (i + 1) % 4 else Full() for i in range(number_of_layers(fields))]
+    local = Chunked(chunk_tokens=fields.tokens("attention_chunk_size"))
+    policies = [local if (i + 1) % 4 else Full() for i in range(fields.layers())]
     return group_layers(
         attention(policies, num_kv_heads=fields.kv_heads(tp), head_dim=fields.head_dim())
     )
@@ -139,7 +135,7 @@ def gemma4(fields: Fields, tp: int) -> ModelKinds:
     ``num_global_key_value_heads``, the latter where K and V are one projection); a text model alone
     states the full layers' heads and the window's apart (``swa_*``), which is what SGLang reads.
     """
-    layers = number_of_layers(fields)
+    layers = fields.layers()
     if fields.optional("swa_head_dim") is not None:
         full = (fields.kv_heads(tp), fields.integer("head_dim"))
         local = (fields.kv_heads(tp, "swa_num_key_value_heads"), fields.integer("swa_head_dim"))
@@ -150,16 +146,18 @@ def gemma4(fields: Fields, tp: int) -> ModelKinds:
             "swa_num_key_value_heads) where the model is text alone: add them"
         )
     else:
-        own = fields.optional("attention_k_eq_v") is not False
+        own = fields.flag("attention_k_eq_v") is not False
         apart = own and fields.optional("num_global_key_value_heads") is not None
         name = "num_global_key_value_heads" if apart else "num_key_value_heads"
         full = (fields.kv_heads(tp, name), fields.integer("global_head_dim"))
         local = (fields.kv_heads(tp), fields.integer("head_dim"))
-    shared = fields.optional("num_kv_shared_layers") or 0
+    shared = 0
+    if fields.optional("num_kv_shared_layers") is not None:
+        shared = fields.integer("num_kv_shared_layers", least=0)
     if shared >= layers:
         raise ConfigError(
-            f"{fields.architecture}: num_kv_shared_layers {shared} leaves none of {layers} layers "
-            "with K/V of its own"
+            f"{fields.architecture}: 'num_kv_shared_layers' {shared} leaves none of {layers} "
+            "layers with K/V of its own"
         )
     policies = _local_or_full(fields, window(fields))[: layers - shared]
     by_kind = {
@@ -171,13 +169,10 @@ def gemma4(fields: Fields, tp: int) -> ModelKinds:
 
 def mllama(fields: Fields, tp: int) -> ModelKinds:
     """Llama 3.2 Vision: some layers attend to images, the others to text."""
-    layers = number_of_layers(fields)
-    crossing = fields.optional("cross_attention_layers")
-    if not isinstance(crossing, list) or not set(crossing) < set(range(layers)):
-        raise ConfigError(
-            f"{fields.architecture}: 'cross_attention_layers' is {crossing!r}, expected the "
-            f"numbers of some of the {layers} layers"
-        )
+    layers = fields.layers()
+    crossing = set(fields.numbers_of_layers("cross_attention_layers", layers))
+    if len(crossing) == layers:
+        raise fields.odd("cross_attention_layers", f"some of the {layers} layers, not all")
     heads = fields.integer("num_key_value_heads")
     if tp > heads:
         raise ConfigError(
@@ -200,12 +195,11 @@ def _divided(fields: Fields, tp: int, policies: Sequence[Policy]) -> tuple[Atten
 def _local_or_full(fields: Fields, local: Policy) -> list[Policy]:
     """By ``layer_types``; where it is left out, the last layer of every ``sliding_window_pattern``
     is full, as the architecture's configuration class fills it in."""
-    layers = number_of_layers(fields)
+    layers = fields.layers()
     if fields.optional("layer_types") is None:
-        period = fields.optional("_sliding_window_pattern")
-        if period is None and fields.optional("sliding_window_pattern") is not None:
-            period = fields.integer("sliding_window_pattern")
-        if period is not None:
-            return [local if (i + 1) % period else Full() for i in range(layers)]
+        for name in ("_sliding_window_pattern", "sliding_window_pattern"):
+            if fields.optional(name) is not None:
+                period = fields.integer(name)
+                return [local if (i + 1) % period else Full() for i in range(layers)]
     kinds = fields.kinds_of_layers("layer_types", layers, LOCAL_OR_FULL)
     return [local if kind == "local" else Full() for kind in kinds]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sglang_jenga.core.configs.fields import Fields
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.printable import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,11 @@ STATE_DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 def stated_dtype(fields: Fields) -> Dtype | None:
     """The type that the checkpoint says its weights have, None: it does not say."""
-    stated = fields.optional("dtype") or fields.optional("torch_dtype")
-    return None if stated is None else _known(str(stated), MODEL_DTYPES, "dtype")
+    for name in ("dtype", "torch_dtype"):
+        stated = fields.text(name)
+        if stated:
+            return _known(stated, MODEL_DTYPES, f"{fields.architecture}: {name!r}")
+    return None
 
 
 def model_dtype(fields: Fields, asked: str = "auto") -> Dtype:
@@ -55,36 +59,23 @@ def model_dtype(fields: Fields, asked: str = "auto") -> Dtype:
     own = stated_dtype(fields) or FLOAT32
     if own is not FLOAT32:
         return own
-    return BFLOAT16 if str(fields.optional("model_type")).startswith("gemma") else FLOAT16
+    return BFLOAT16 if (fields.text("model_type") or "").startswith("gemma") else FLOAT16
 
 
-def kv_dtype(fields: Fields, computed_in: Dtype, asked: str = "auto") -> Dtype:
-    """What K and V are stored in: ``--kv-cache-dtype``, or the type the model is computed in.
-
-    Raises:
-        ConfigError: ``auto``, and the checkpoint brings a quantised KV cache, of which SGLang
-            decides from files that are not read here.
-    """
+def kv_dtype(computed_in: Dtype, asked: str = "auto", *, quantised_to: str | None = None) -> Dtype:
+    """What K and V are stored in: ``--kv-cache-dtype``, or what SGLang's ``auto`` makes of the
+    checkpoint: FP8 where it is ``quantised_to`` that, else the type the model is computed in."""
     if asked != "auto":
         return _known(asked, KV_DTYPES, "--kv-cache-dtype")
-    quantisation = fields.optional("quantization_config")
-    if isinstance(quantisation, dict):
-        for name in ("kv_cache_quant_algo", "kv_cache_scheme"):
-            if quantisation.get(name):
-                raise ConfigError(
-                    f"{fields.architecture}: quantization_config.{name} asks for a quantised KV "
-                    "cache, and SGLang decides by the checkpoint's own files: say which with "
-                    f"--kv-cache-dtype {{{','.join(KV_DTYPES)}}}"
-                )
-    return computed_in
+    return KV_DTYPES["fp8_e4m3"] if (quantised_to or "").upper() == "FP8" else computed_in
 
 
 def state_dtype(fields: Fields, *, field_counts: bool = True) -> Dtype:
     """What recurrent states are stored in: ``--mamba-ssm-dtype``, else the configuration's
     ``mamba_ssm_dtype`` where SGLang reads it (``field_counts``), else float32."""
-    stated = fields.optional("mamba_ssm_dtype") if field_counts else None
+    stated = fields.text("mamba_ssm_dtype") if field_counts else None
     chosen = fields.mamba_ssm_dtype or stated or "float32"
-    return _known(str(chosen), STATE_DTYPES, "mamba_ssm_dtype")
+    return _known(chosen, STATE_DTYPES, "mamba_ssm_dtype")
 
 
 def conv_dtype(fields: Fields, usual: Dtype = BFLOAT16) -> Dtype:
@@ -96,5 +87,5 @@ def conv_dtype(fields: Fields, usual: Dtype = BFLOAT16) -> Dtype:
 def _known(name: str, table: dict[str, Dtype], where: str) -> Dtype:
     found = table.get(name.removeprefix("torch.").lower())
     if found is None:
-        raise ConfigError(f"{where} {name!r} is unknown: one of {', '.join(table)}")
+        raise ConfigError(f"{where} {shown(name)} is unknown: one of {', '.join(table)}")
     return found

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sglang_jenga.core.configs import attention_families as text
 from sglang_jenga.core.configs import state_families as recurrent
 from sglang_jenga.core.configs.attention_families import LayersOf
+from sglang_jenga.core.configs.dtypes import BFLOAT16, Dtype
 
 #: How SGLang 0.5.23 holds a model in its own pools: every layer all tokens; a pool of windows
 #: beside one of full layers; a pool of states beside the K/V of attention layers.
@@ -29,6 +30,9 @@ class Family:
     state_slots: states that SGLang's own pools set aside for each running request (its
         ``_calculate_mamba_ratio``): 5 where kernels write snapshots, else 3.
     page_one: the runtime serves it with pages of one token only.
+    forced: what SGLang computes in whatever is asked, by the ``quant_method`` of a checkpoint.
+    auto_kv: whether ``--kv-cache-dtype auto`` finds how a checkpoint's K/V is quantised: it asks
+        the model, and some model files do not keep it.
     note: what else a user must know.
     """
 
@@ -40,12 +44,25 @@ class Family:
     images: Literal["none", "cross", "always", "flag"] = "none"
     state_slots: int = 0
     page_one: bool = False
+    forced: Mapping[str, Dtype] = field(default_factory=dict)
+    auto_kv: bool = True
     note: str = ""
 
+    def forced_dtype(self, config: Mapping[str, Any]) -> Dtype | None:
+        """The type of :attr:`forced` for a config.json."""
+        quantisation = config.get("quantization_config")
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+        return self.forced.get(method) if isinstance(method, str) else None
 
-_GEMMA2 = {"head_dim": 256, "num_key_value_heads": 4, "sliding_window": 4096}
+
+_GEMMA2 = {
+    "head_dim": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+}
 _GEMMA3 = {**_GEMMA2, "sliding_window_pattern": 6}
-_GEMMA4 = {"head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
+_GEMMA4 = {**_GEMMA2, "sliding_window": 512}
 _QWEN3_NEXT = {
     "head_dim": 256,
     "linear_conv_kernel_dim": 4,
@@ -120,6 +137,7 @@ FAMILIES: tuple[Family, ...] = (
         layers=text.windows,
         model_type="gpt_oss",
         defaults={"head_dim": 64, "num_key_value_heads": 8, "sliding_window": 128},
+        forced={"mxfp4": BFLOAT16},
         stock="windows",
     ),
     Family(
@@ -141,6 +159,7 @@ FAMILIES: tuple[Family, ...] = (
         layers=text.olmo3,
         model_type="olmo3",
         defaults={"sliding_window": 4096, "sliding_window_pattern": 4},
+        auto_kv=False,
     ),
     Family(
         architectures=("Exaone4ForCausalLM",),
@@ -207,6 +226,7 @@ FAMILIES: tuple[Family, ...] = (
             "mamba_d_state": 16,
             "mamba_expand": 2,
         },
+        auto_kv=False,
         stock="states",
         state_slots=5,
     ),

@@ -157,6 +157,7 @@ PUBLISHED: Mapping[str, PublishedModel] = {
         config=_gemma4(
             1024,
             num_hidden_layers=60,
+            num_attention_heads=32,
             num_key_value_heads=16,
             num_global_key_value_heads=4,
             attention_k_eq_v=True,
@@ -168,6 +169,7 @@ PUBLISHED: Mapping[str, PublishedModel] = {
         config=_gemma4(
             512,
             num_hidden_layers=42,
+            num_attention_heads=8,
             num_key_value_heads=2,
             num_kv_shared_layers=18,
             attention_k_eq_v=False,

@@ -14,6 +14,7 @@ def head_states(
     layer_ids: tuple[int, ...],
     tp: int,
     *,
+    names: tuple[str, str, str],
     channels: int,
     groups: int,
     heads: int,
@@ -27,11 +28,28 @@ def head_states(
     """States with heads (Mamba-2, gated delta net).
 
     The convolution runs over the channels and, per group, two vectors of ``state_size``. A single
-    group is copied to every rank; ``groups_copied``: so are several that do not split.
+    group is copied to every rank; ``groups_copied``: so are several that do not split. ``names``:
+    the fields of heads, head_dim and groups, for what is said of them.
+
+    Raises:
+        ConfigError: the heads are not as many channels, groups do not share the heads evenly, or
+            one of them does not split over the ranks.
 
     conv    [(channels + 2 * groups * state_size) / tp, conv_width - 1]
     state   [heads / tp, head_dim, state_size]
     """
+    of_heads, of_dim, of_groups = names
+    if channels != heads * head_dim:
+        raise ConfigError(
+            f"{fields.architecture}: {of_heads} {heads} * {of_dim} {head_dim} is "
+            f"{heads * head_dim}, and its other fields give {channels} channels to the states: "
+            "correct one of them"
+        )
+    if heads % groups:
+        raise ConfigError(
+            f"{fields.architecture}: {of_groups} {groups} does not divide {of_heads} {heads}, and "
+            "each group serves as many heads: correct one of them"
+        )
     if groups % tp:
         if groups > 1 and not groups_copied:
             raise ConfigError(
@@ -42,9 +60,9 @@ def head_states(
     mixed = channels + 2 * groups * state_size
     return StateLayers(
         layer_ids=layer_ids,
-        conv_shapes=((_split(fields, "convolution channels", mixed, tp), conv_width - 1),),
+        conv_shapes=((fields.split("convolution channels", mixed, tp), conv_width - 1),),
         conv_dtype=conv,
-        temporal_shape=(_split(fields, "state heads", heads, tp), head_dim, state_size),
+        temporal_shape=(fields.split("state heads", heads, tp), head_dim, state_size),
         temporal_dtype=temporal,
     )
 
@@ -61,7 +79,7 @@ def channel_states(
     temporal: Dtype,
 ) -> StateLayers:
     """States without heads (Mamba-1): a convolution and ``state_size`` numbers per channel."""
-    rows = _split(fields, "state channels", channels, tp)
+    rows = fields.split("state channels", channels, tp)
     return StateLayers(
         layer_ids=layer_ids,
         conv_shapes=((rows, conv_width - 1),),
@@ -84,16 +102,8 @@ def convolutions(
     """Layers whose convolution is all they keep (LFM2)."""
     return StateLayers(
         layer_ids=layer_ids,
-        conv_shapes=((_split(fields, "convolution channels", channels, tp), conv_width - 1),),
+        conv_shapes=((fields.split("convolution channels", channels, tp), conv_width - 1),),
         conv_dtype=conv,
         temporal_shape=None,
         temporal_dtype=temporal,
     )
-
-
-def _split(fields: Fields, what: str, number: int, tp: int) -> int:
-    if number % tp:
-        raise ConfigError(
-            f"{fields.architecture}: {number} {what} do not split over --tp {tp}: use a divisor"
-        )
-    return number // tp

@@ -17,7 +17,7 @@ def jenga(sized: SizedArena, scene: Scene) -> Capacity:
     (``DemandModel.unpin_tokens``), which may take more than its end does.
     """
     plan, lengths = sized.plan, scene.lengths
-    interval = sized.demand.slide_interval_tokens(plan)
+    interval = sized.demand.slide_interval_tokens
     pinned_tokens = 0  # generated while the prompt's window is pinned as a whole
     if interval:
         until = -(-sized.demand.unpin_tokens // interval) * interval

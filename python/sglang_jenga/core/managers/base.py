@@ -10,6 +10,7 @@ from typing import Literal
 from sglang_jenga.core.capacity import RequestShape, at_its_end
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kinds import KindSpec, held_slots, slots_needed
+from sglang_jenga.core.plan import MAX_SLOT_IDS
 from sglang_jenga.core.policies import State, Vision
 
 Manager = Literal["jenga", "sglang-static", "sglang-unified", "vllm", "all-full", "gcd", "max"]
@@ -33,6 +34,12 @@ class Lengths:
             raise ConfigError(
                 "a request has at least 1 prompt token and no negative lengths, not "
                 f"{self.prompt_tokens} + {self.output_tokens} (images {self.image_tokens})"
+            )
+        if self.total_tokens + self.image_tokens > MAX_SLOT_IDS:
+            raise ConfigError(
+                f"a request of {self.prompt_tokens:,} + {self.output_tokens:,} tokens (images "
+                f"{self.image_tokens:,}) is longer than any server holds: SGLang numbers at most "
+                f"{MAX_SLOT_IDS:,} slots"
             )
 
     @property

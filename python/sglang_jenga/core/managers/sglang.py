@@ -167,7 +167,7 @@ def _capped_states(scene: Scene) -> Store:
 
 def _best_state_ratio(scene: Scene, requests: int) -> float:
     share = (requests * scene.state_slots + 1) * scene.state_bytes / _bytes(scene)
-    return share / (1 - share)
+    return share / (1 - share) if share < 1 else 0.0
 
 
 def _best(
@@ -177,15 +177,18 @@ def _best(
     flag: str,
     default: float,
 ) -> Split:
-    """The ratio that holds most, found from what shared bytes would hold downwards: a ratio of four
-    digits and whole pages lose a request at times."""
+    """The ratio that holds most, found from what shared bytes would hold downwards: a ratio of few
+    digits and whole pages lose a request at times. Steps grow with what is lost already, so that
+    the search ends soon among millions of requests too."""
     shared = _shared_windows(scene) if scene.stock == "windows" else _capped_states(scene)
     at_default = most_requests(stores(scene, default))
-    for requests in range(most_requests([shared]), at_default, -1):
+    most = requests = most_requests([shared])
+    while requests > at_default:
         for digits in (2, 3, 4, 5, 6):
             step = 10**-digits
             exact = ratio_for(scene, requests)
             for ratio in (round(exact, digits), round(exact + step / 2, digits)):
                 if ratio > 0 and most_requests(stores(scene, ratio)) >= requests:
                     return Split(flag=flag, default=default, best=ratio, requests=requests)
+        requests -= 1 + (most - requests) // 64
     return Split(flag=flag, default=default, best=default, requests=at_default)
