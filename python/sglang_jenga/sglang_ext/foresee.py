@@ -127,7 +127,7 @@ def _read(path: Path, server_args: Any) -> StoredModel:
         enable_multimodal=bool(config.is_multimodal),
         **conv,
     )
-    return read_model(found.config, flags)
+    return read_model(found.config, flags, quant=found.quant)
 
 
 def _budget(view: Any, model: StoredModel, side_cache_bytes: int) -> Budget:
