@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The patches for SGLang in ``patches/``.
+
+    python scripts/upstream.py tree       SGLang's wheel with the series applied, as a git repository
+    python scripts/upstream.py check      try every claim of the series
+    python scripts/upstream.py refresh    write the patches again from the commits of the tree
+
+``tree`` prints the repository's folder. To change a patch: change its commit there (git rebase -i
+released), then ``refresh``, then ``check``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from patch_series import check, refresh
+from patch_series.series import PATCHES, RELEASE, SeriesError, load
+from patch_series.tree import installed_wheel, make_tree
+
+WORK = PATCHES.parent / ".upstream"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("tree", "check", "refresh"))
+    parser.add_argument("--series", default=RELEASE, help="folder of patches/ (%(default)s)")
+    parser.add_argument("--patches", type=Path, default=PATCHES, help="in place of patches/")
+    parser.add_argument("--work", type=Path, default=WORK, help="where trees are made (%(default)s)")
+    args = parser.parse_args(argv)
+    folder = args.work / f"{args.series}-patched"
+    try:
+        if args.command == "refresh":
+            for name in refresh.refresh(args.patches / args.series, folder):
+                print(f"written: {name}")
+            return 0
+        series = load(args.series, args.patches)
+        if args.command == "check":
+            problems = check.check(series, installed_wheel(), args.work, say=print)
+            for problem in problems:
+                print(f"WRONG  {problem}")
+            print(f"{len(series.patches)} patches, {len(problems)} claims do not hold")
+            return 1 if problems else 0
+        tree = make_tree(installed_wheel(), folder)
+        tree.apply([series.path(patch) for patch in series.patches])
+        print(tree.folder)
+    except SeriesError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
