@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import pkgutil
+import re
 import signal
 import sys
 import traceback
@@ -153,12 +154,17 @@ def _defaults() -> dict[str, str]:
 
     args = ServerArgs(model_path="none")
     found = {
-        f"argument {name}": repr(getattr(args, name)) for name in ServerArgs.__struct_fields__
+        f"argument {name}": _text(getattr(args, name)) for name in ServerArgs.__struct_fields__
     }
     for name in dir(type(envs)):
         if hasattr(getattr(type(envs), name), "default"):
-            found[f"variable {name}"] = repr(getattr(type(envs), name).default)
+            found[f"variable {name}"] = _text(getattr(type(envs), name).default)
     return found
+
+
+def _text(value: Any) -> str:
+    """``value``, the same in every process: not by address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _probe() -> dict[str, str]:

@@ -60,6 +60,7 @@ class Worker:
             [sys.executable, str(_WORKER), str(_SECONDS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # what tests print; their outcomes come in the answer
             text=True,
             env=environment,
         )

@@ -77,7 +77,8 @@ class Tree:
         """
         for patch in patches:
             try:
-                self.git("am", "--quiet", "--committer-date-is-author-date", str(patch))
+                # Keep [Area] in the subject: without the flag all brackets go.
+                self.git("am", "--quiet", "--keep-non-patch", str(patch))
             except SeriesError as error:
                 self.git("am", "--abort", ok=(0, 128))
                 raise SeriesError(f"{patch.name} does not apply: {error}") from error
