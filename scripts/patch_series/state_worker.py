@@ -20,6 +20,9 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+#: What differs from state to state, what imports it, and what tests replace.
+_STATES_OWN = ("sglang", "sgl_kernel", "upstream_", "kit_probe", "__main__")
+
 
 def main(seconds: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
@@ -56,11 +59,18 @@ def _forked(job: dict[str, Any], seconds: int) -> dict[str, Any]:
 
 
 def _import_ahead(names: list[str]) -> None:
-    """What the next children need not import: what a child imported besides SGLang."""
+    """What the next children need not import: what a child imported besides SGLang.
+
+    Raises:
+        RuntimeError: one of them brought SGLang along, from another tree than the next child's.
+    """
     for name in names:
         if name not in sys.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+    strays = [name for name in sys.modules if name.startswith("sglang")]
+    if strays:
+        raise RuntimeError(f"imported ahead, but of a state: {strays}")
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +95,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     answer["modules"] = [
         name
         for name in sys.modules
-        if name not in before and name.split(".")[0] not in ("sglang", "sgl_kernel")
+        if name not in before
+        and not name.startswith(_STATES_OWN)
         and getattr(sys.modules[name], "__file__", None)
     ]
     return answer
