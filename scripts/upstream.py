@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The patches for SGLang in ``patches/``.
 
-    python scripts/upstream.py tree       SGLang's wheel with the series applied, as a git repository
+    python scripts/upstream.py tree       SGLang's wheel with the series applied, a git repository
     python scripts/upstream.py check      try every claim of the series
     python scripts/upstream.py refresh    write the patches again from the commits of the tree
 
@@ -15,8 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from patch_series import check, refresh
+from patch_series.check import check
+from patch_series.refresh import refresh
 from patch_series.series import PATCHES, RELEASE, SeriesError, load
+from patch_series.states import Worker
 from patch_series.tree import installed_wheel, make_tree
 
 WORK = PATCHES.parent / ".upstream"
@@ -29,17 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=("tree", "check", "refresh"))
     parser.add_argument("--series", default=RELEASE, help="folder of patches/ (%(default)s)")
     parser.add_argument("--patches", type=Path, default=PATCHES, help="in place of patches/")
-    parser.add_argument("--work", type=Path, default=WORK, help="where trees are made (%(default)s)")
+    parser.add_argument("--work", type=Path, default=WORK, help="where trees are made")
     args = parser.parse_args(argv)
     folder = args.work / f"{args.series}-patched"
     try:
         if args.command == "refresh":
-            for name in refresh.refresh(args.patches / args.series, folder):
+            for name in refresh(args.patches / args.series, folder):
                 print(f"written: {name}")
             return 0
         series = load(args.series, args.patches)
         if args.command == "check":
-            problems = check.check(series, installed_wheel(), args.work, say=print)
+            wheel = installed_wheel()
+            tree = make_tree(wheel, args.work / f"{args.series}-check")
+            with Worker() as worker:
+                problems = check(series, wheel, tree, worker, say=print)
             for problem in problems:
                 print(f"WRONG  {problem}")
             print(f"{len(series.patches)} patches, {len(problems)} claims do not hold")

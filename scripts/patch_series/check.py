@@ -3,8 +3,9 @@
 
 Per patch: it applies where ``series.toml`` says so and to the wheel itself; a fix's tests fail
 without it and pass with it; a seam's symbols are absent without it and there with it. Of the whole
-series: it applies in order, all tests pass together, the patch files are what git writes, upstream's
-test kits compute the same with and without it, and no default changed.
+series: it applies in order, all tests pass together, the patch files are what git writes,
+upstream's test kits compute the same with and without it, no default changed, and what others
+may call is still there.
 """
 
 from __future__ import annotations
@@ -19,44 +20,43 @@ from patch_series.refresh import written
 from patch_series.series import Patch, Series, SeriesError
 from patch_series.states import State, Worker
 from patch_series.surface import surface_problems
-from patch_series.tree import RELEASED, Tree, Wheel, git, make_tree
+from patch_series.tree import RELEASED, Tree, Wheel, git
 
 _OK = "ok"
 
 
-def check(series: Series, wheel: Wheel, work: Path, *, say: Callable[[str], None]) -> list[str]:
+def check(
+    series: Series, wheel: Wheel, tree: Tree, worker: Worker, *, say: Callable[[str], None]
+) -> list[str]:
     """Problems of the series, empty when all claims hold; ``say`` gets a line per finding.
 
-    Makes a tree below ``work`` (kept for the next time).
+    ``tree``: of ``wheel``; patched and reset, and at the release in the end.
 
     Raises:
-        SeriesError: the wheel is not as released, or a test process died.
+        SeriesError: the wheel is of another release, or a test process died.
     """
     if wheel.version != series.release:
         raise SeriesError(
             f"the series is for sglang {series.release}, {wheel.version} is installed here"
         )
-    problems = [f"{patch.file}: {said}" for patch in series.patches for said in form_problems(
-        patch, series.path(patch))]
-    tree = make_tree(wheel, work / f"{series.release}-check")
-    with Worker() as worker:
-        released = _released(series, tree, worker)
-        for patch in series.patches:
-            found = _check_one(series, patch, wheel, tree, worker, released)
-            problems += [f"{patch.file}: {said}" for said in found]
-            say(f"{'WRONG' if found else 'ok   '}  {patch.file}")
-        whole = _check_whole(series, tree, worker, released)
-        problems += whole
-        say(f"{'WRONG' if whole else 'ok   '}  the whole series")
+    problems = []
+    released = _released(series, tree, worker)
+    for patch in series.patches:
+        found = form_problems(patch, series.path(patch))
+        found += _check_one(series, patch, wheel, tree, worker, released)
+        problems += [f"{patch.file}: {said}" for said in found]
+        say(f"{'WRONG' if found else 'ok   '}  {patch.file}")
+    whole = _check_whole(series, tree, worker, released)
+    say(f"{'WRONG' if whole else 'ok   '}  the whole series")
     tree.reset()
-    return problems
+    return problems + whole
 
 
 def _released(series: Series, tree: Tree, worker: Worker) -> State:
     """The wheel as released, with the tests of the series: fixes must fail, seams be absent."""
     tree.reset()
     for patch in series.patches:
-        tree.git("apply", "--include=test/*", str(series.path(patch)))
+        _add_tests(series, patch, tree)
     return worker.run(
         tree.folder,
         tests=[test for patch in series.patches for test in patch.tests],
@@ -76,7 +76,7 @@ def _check_one(
         tree.apply([series.path(earlier) for earlier in needed])
         without = released
         if needed:
-            tree.git("apply", "--include=test/*", str(series.path(patch)))
+            _add_tests(series, patch, tree)
             without = worker.run(tree.folder, tests=patch.tests, symbols=patch.symbols)
             tree.git("checkout", "--quiet", "--force", "HEAD")
             tree.git("clean", "--quiet", "--force", "-d")
@@ -85,8 +85,7 @@ def _check_one(
     except SeriesError as error:
         return [str(error)]
     given = worker.run(tree.folder, tests=patch.tests, symbols=patch.symbols)
-    problems = [f"{name}: {said}" for name, said in given.tests.items() if said != _OK]
-    problems += [f"with it there is no {name}" for name, there in given.symbols.items() if not there]
+    problems = _failed("", given) + [f"with it there is no {name}" for name in _absent(given)]
     for file in patch.tests:
         if not given.of_file(file):
             problems.append(f"{file} holds no test")
@@ -98,6 +97,11 @@ def _check_one(
         f"{name} is there without it" for name in patch.symbols if without.symbols.get(name)
     ]
     return problems
+
+
+def _add_tests(series: Series, patch: Patch, tree: Tree) -> None:
+    """Write the tests of ``patch`` into the tree, and nothing else of it."""
+    tree.git("apply", "--include=test/*", str(series.path(patch)))
 
 
 def _apply_to_wheel(series: Series, patches: list[Patch], wheel: Wheel, tree: Tree) -> None:
@@ -141,8 +145,7 @@ def _check_whole(series: Series, tree: Tree, worker: Worker, released: State) ->
         defaults=True,
         probe=True,
     )
-    problems += [f"all applied: {name}: {said}" for name, said in given.tests.items() if said != _OK]
-    problems += [f"all applied: no {name}" for name, there in given.symbols.items() if not there]
+    problems += _failed("all applied: ", given) + [f"all applied: no {n}" for n in _absent(given)]
     for name, value in released.defaults.items():
         if given.defaults.get(name) != value:
             problems.append(f"the default of {name} was {value}, is {given.defaults.get(name)}")
@@ -150,6 +153,14 @@ def _check_whole(series: Series, tree: Tree, worker: Worker, released: State) ->
         if given.probe.get(name) != value:
             problems.append(f"upstream's kit {name}: was {value}, is {given.probe.get(name)}")
     return problems + surface_problems(tree)
+
+
+def _failed(prefix: str, state: State) -> list[str]:
+    return [f"{prefix}{name}: {said}" for name, said in state.tests.items() if said != _OK]
+
+
+def _absent(state: State) -> list[str]:
+    return [name for name, there in state.symbols.items() if not there]
 
 
 def _symbols(series: Series) -> list[str]:

@@ -31,9 +31,7 @@ def _narrowed(old: dict[str, bool], new: dict[str, bool]) -> list[str]:
     """``True`` means that a caller may leave the parameter out."""
     gone = [f"lost its parameter {name}" for name in old if name not in new]
     asked = [
-        f"asks for {name}"
-        for name, optional in new.items()
-        if not optional and old.get(name, True)
+        f"asks for {name}" for name, optional in new.items() if not optional and old.get(name, True)
     ]
     order = [name for name in new if name in old] != [name for name in old if name in new]
     return gone + asked + (["takes its parameters in another order"] if order else [])
