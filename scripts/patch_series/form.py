@@ -36,6 +36,9 @@ def form_problems(patch: Patch, path: Path) -> list[str]:
         problems.append(f"series.toml names other tests: {sorted(added ^ set(patch.tests))}")
     if not any(name.startswith(_CODE) for name in touched):
         problems.append("it changes nothing but tests")
+    text_of_request = path.parent / "pull-requests" / f"{patch.number}.md"
+    if not text_of_request.exists():
+        problems.append(f"{text_of_request.name} is missing, the text of its pull request")
     if body.count("+" + _CI) != len(patch.tests):
         problems.append(f"not every test is registered for CPU CI ({_CI}...))")
     return problems
