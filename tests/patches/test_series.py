@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ import pytest
 from patch_series.check import check
 from patch_series.series import PATCHES, RELEASE, Series, SeriesError, load
 from patch_series.states import Worker
+from patch_series.surface import surface_problems
 from patch_series.tree import Tree, installed_wheel, make_tree
 
-pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed"),
+]
 
 FIX, SEAM = "0004", "0009"
 
@@ -93,24 +98,27 @@ def test_a_seam_that_is_not_there_is_noticed(problems_of: Callable[..., list[str
     assert any("there is no" in said for said in found)
 
 
-def test_a_changed_signature_is_noticed(problems_of: Callable[..., list[str]]) -> None:
-    found = problems_of(
-        SEAM,
-        replaced(
-            " def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:\n"
-            "+    if _ALLOC",
-            "-def alloc_for_decode(batch: ScheduleBatch, token_per_req: int) -> torch.Tensor:\n"
-            "+def alloc_for_decode(batch: ScheduleBatch, tokens: int) -> torch.Tensor:\n"
-            "+    token_per_req = tokens\n"
-            "+    if _ALLOC",
-        ),
+def test_what_others_can_no_longer_call_is_noticed(tree: Tree) -> None:
+    file = tree.python / "sglang/srt/mem_cache/allocation.py"
+    edit = replaced("def alloc_for_decode(batch: ScheduleBatch, token_per_req: int)", "SIGNATURE")
+    source = file.read_text(encoding="utf-8")
+    for signature, said in (
+        ("def alloc_for_decode(batch, tokens)", "lost its parameter token_per_req"),
+        ("def alloc_for_decode(batch, token_per_req, row)", "asks for row"),
+        ("def alloc_for_decode(token_per_req, batch)", "in another order"),
+        ("def alloc_decode(batch, token_per_req)", "alloc_for_decode is gone"),
+    ):
+        file.write_text(edit(source).replace("SIGNATURE", signature), encoding="utf-8")
+        assert any(said in problem for problem in surface_problems(tree)), signature
+    wider = edit(source).replace(
+        "SIGNATURE", "def alloc_for_decode(batch, token_per_req, row=None)"
     )
-    assert any("lost its parameter token_per_req" in said for said in found)
+    file.write_text(wider, encoding="utf-8")
+    assert surface_problems(tree) == []
+    tree.reset()
 
 
 def test_a_wheel_that_was_edited_is_no_base(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     wheel = installed_wheel()
     copy = tmp_path / "site"
     info = f"sglang-{wheel.version}.dist-info"
