@@ -31,7 +31,7 @@ from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.request_digest import request_digest  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
-from sglang_jenga.sglang_ext.diagnose import ON_CPU  # noqa: E402
+from sglang_jenga.sglang_ext.diagnose import ON_CPU, how_attached  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import HOOKS, SUPPORTED_SGLANG  # noqa: E402
 from sglang_jenga.sglang_ext.metric_table import METRICS, PREFIX  # noqa: E402
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS  # noqa: E402
@@ -207,6 +207,7 @@ def doctor() -> str:
         "settings": "SGLANG_JENGA_* variables parse",
         "launcher process": hooked,
         "scheduler process": hooked,
+        "attachments": ", ".join(f"{number} {how}" for how, number in how_attached().items()),
         "platform": "PortableCpuPlatform, no GPU: a test bed, not speed",
         "attention backends": f"{ON_CPU} (the others need a GPU: ...)",
         "command line": problem(row, True),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.sglang_ext.native import replaced
 
 SUPPORTED_SGLANG = ("0.5.23",)
 
@@ -311,6 +312,12 @@ HOOKS: tuple[Hook, ...] = (
 )
 
 
+def needed() -> tuple[Hook, ...]:
+    """The rows of the table that no seam of the running SGLang replaces."""
+    native_targets = replaced()
+    return tuple(hook for hook in HOOKS if hook.target not in native_targets)
+
+
 def check_symbols() -> list[str]:
     """Problems with this SGLang, empty when every symbol of the table is as expected."""
     from sglang.version import __version__
@@ -321,7 +328,7 @@ def check_symbols() -> list[str]:
             f"sglang {__version__} is installed, sglang-jenga attaches to "
             f"{', '.join(SUPPORTED_SGLANG)}: pip install sglang=={SUPPORTED_SGLANG[-1]}"
         )
-    for hook in HOOKS:
+    for hook in needed():
         try:
             symbol = pkgutil.resolve_name(hook.target)
         except (ImportError, AttributeError) as error:
@@ -349,7 +356,7 @@ def register(functions: dict[str, Callable[..., Any]]) -> None:
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    wrapped = {hook.target: hook for hook in HOOKS if hook.kind != "uses"}
+    wrapped = {hook.target: hook for hook in needed() if hook.kind != "uses"}
     if set(wrapped) != set(functions):
         raise ConfigError(f"hook table and wrappers differ: {set(wrapped) ^ set(functions)}")
     for target, function in functions.items():
@@ -362,7 +369,7 @@ def check_applied() -> list[str]:
 
     return [
         f"{hook.target} is not hooked in this process; needed to {hook.reason}"
-        for hook in HOOKS
+        for hook in needed()
         if hook.kind != "uses" and hook.target not in HookRegistry._patched
     ]
 

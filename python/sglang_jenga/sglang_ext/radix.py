@@ -104,6 +104,14 @@ class ArenaRadixCache(UnifiedRadixCache):
             result = result._replace(mamba_branching_seqlen=state_branch(self, req, result))
         return result
 
+    def observe_waiting_queue(self, waiting_queue: Sequence[Req]) -> None:
+        """The scheduler has ordered what waits (a seam of SGLang, or the hook in its place)."""
+        self.waiting = waiting_queue
+
+    def make_embedding_cache(self, max_size: int) -> ArenaEmbeddings | None:
+        """Where forwards find embeddings of images; None: in SGLang's own cache."""
+        return self.embeddings
+
     def note_start(self, req: Req) -> None:
         """``req`` starts to run on the prefix that it matched last."""
         self._arena.starvation.note_start(digest_of(req))
