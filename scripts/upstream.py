@@ -4,6 +4,9 @@
     python scripts/upstream.py tree       SGLang's wheel with the series applied, a git repository
     python scripts/upstream.py check      try every claim of the series
     python scripts/upstream.py refresh    write the patches again from the commits of the tree
+    python scripts/upstream.py count      what the plugin wraps on the release, and on the tree
+    python scripts/upstream.py demo       the demo on the tree
+    python scripts/upstream.py serve      answers of servers on the tree equal stock answers
 
 ``tree`` prints the repository's folder. To change a patch: change its commit there (git rebase -i
 released), then ``refresh``, then ``check``.
@@ -15,12 +18,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from patch_series import serve
 from patch_series.check import check
 from patch_series.refresh import refresh
 from patch_series.series import PATCHES, RELEASE, SeriesError, load
 from patch_series.states import Worker
 from patch_series.tree import installed_wheel, make_tree
 
+COMMANDS = ("tree", "check", "refresh", "count", "demo", "serve")
 WORK = PATCHES.parent / ".upstream"
 
 
@@ -28,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("tree", "check", "refresh"))
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--series", default=RELEASE, help="folder of patches/ (%(default)s)")
     parser.add_argument("--patches", type=Path, default=PATCHES, help="in place of patches/")
     parser.add_argument("--work", type=Path, default=WORK, help="where trees are made")
@@ -51,7 +56,13 @@ def main(argv: list[str] | None = None) -> int:
             return 1 if problems else 0
         tree = make_tree(installed_wheel(), folder)
         tree.apply([series.path(patch) for patch in series.patches])
-        print(tree.folder)
+        if args.command == "tree":
+            print(tree.folder)
+        elif args.command == "count":
+            print(f"sglang {series.release}:              {serve.attachments(None)}")
+            print(f"with the series applied:     {serve.attachments(tree)}")
+        else:
+            return serve.demo(tree) if args.command == "demo" else serve.identity(tree)
     except SeriesError as error:
         print(error, file=sys.stderr)
         return 1
