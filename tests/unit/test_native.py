@@ -11,7 +11,7 @@ import pytest
 
 from machine import Machine, make_kinds
 from patch_series.series import load
-from sglang_jenga.sglang_ext import decode, hooks, native
+from sglang_jenga.sglang_ext import decode, hooks, native, retraction
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 
@@ -77,6 +77,29 @@ def test_decode_leaves_the_table_of_devices_alone_where_it_has_its_seam(
     pretend(monkeypatch, register_alloc_for_decode=print)
     decode.install("cpu")
     assert allocation.ALLOC_FOR_DECODE_FUNCS == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "retracted", "aborted"),
+    [(None, 1, 0), ("Out of memory even after retracting all other requests", 0, 1), ("No.", 0, 0)],
+)
+def test_a_retraction_is_noted_where_its_hook_is_not(
+    message: str | None, retracted: int, aborted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(make_kinds(), large_pages=20)
+    noted: list[tuple[Any, ...]] = []
+    starvation = SimpleNamespace(note_retraction=lambda *lists: noted.append(lists))
+    monkeypatch.setattr(machine.arena, "starvation", starvation)
+    to_finish = None if message is None else SimpleNamespace(message=message)
+    req: Any = SimpleNamespace(rid="a", to_finish=to_finish, finished=lambda: False)
+    retraction.note_release(req, machine.arena)
+    assert noted == []  # the hook is there and has said it
+
+    pretend(monkeypatch, SGLANG_RETRACT_LAST_REQUEST=SimpleNamespace(set=noted.append))
+    retraction.install()
+    assert noted.pop() is True
+    retraction.note_release(req, machine.arena)
+    assert [tuple(map(len, lists)) for lists in noted] == [(retracted, 0, aborted)]
 
 
 def test_the_cache_and_the_allocator_answer_the_seams_they_override() -> None:

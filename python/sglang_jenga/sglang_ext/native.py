@@ -119,6 +119,7 @@ _CONFIGURATOR = f"{_SRT}.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _COMPONENTS = f"{_SRT}.managers.scheduler_components"
 _REPORTER = f"{_COMPONENTS}.metrics_reporter.SchedulerMetricsReporter"
 DECODE = f"{_SRT}.mem_cache.allocation.register_alloc_for_decode"
+RETRACT_LAST = f"{_SRT}.environ.Envs.SGLANG_RETRACT_LAST_REQUEST"
 
 SEAMS: tuple[Seam, ...] = (
     Seam(
@@ -169,6 +170,10 @@ SEAMS: tuple[Seam, ...] = (
             f"{_CONFIGURATOR}._calculate_mamba_ratio",
         ),
         attach=lambda register: register(BACKEND_NAME, ArenaPoolBuilder()),
+    ),
+    Seam(  # switched on where pools are built
+        symbol=RETRACT_LAST,
+        replaces=(f"{_SRT}.managers.schedule_batch.ScheduleBatch.retract_decode",),
     ),
 )
 

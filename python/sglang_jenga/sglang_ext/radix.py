@@ -24,6 +24,7 @@ from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, n
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
+from sglang_jenga.sglang_ext.retraction import note_release
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
 from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
 from sglang_jenga.sglang_ext.windows import ArenaWindowComponent, take_dead_slots
@@ -111,6 +112,11 @@ class ArenaRadixCache(UnifiedRadixCache):
     def make_embedding_cache(self, max_size: int) -> ArenaEmbeddings | None:
         """Where forwards find embeddings of images; None: in SGLang's own cache."""
         return self.embeddings
+
+    def on_release(self, req: Req, *, checkpointed: bool) -> None:
+        super().on_release(req, checkpointed=checkpointed)
+        if not checkpointed:
+            note_release(req, self._arena)
 
     def note_start(self, req: Req) -> None:
         """``req`` starts to run on the prefix that it matched last."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sglang_jenga.core.request_digest import digest_of
+from sglang_jenga.sglang_ext import native
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 if TYPE_CHECKING:
@@ -49,6 +50,22 @@ def retract_the_last_too(result: Retraction, batch: ScheduleBatch) -> Retraction
         [digest_of(req) for req in aborted if _out_of_memory(req)],
     )
     return retracted, new_token_ratio, aborted
+
+
+def install() -> None:
+    """Ask SGLang to requeue the last request, where it can: its hook is not applied there."""
+    seam = native.resolved().get(native.RETRACT_LAST)
+    if seam is not None:
+        seam.set(True)
+
+
+def note_release(req: Req, arena: ArenaAllocatorBase) -> None:
+    """A request gives its memory back unpublished: where the hook is not, who is retracted."""
+    if native.RETRACT_LAST not in native.resolved() or req.finished():
+        return
+    rid = [digest_of(req)]
+    aborted = rid if _out_of_memory(req) else []
+    arena.starvation.note_retraction([] if aborted or req.to_finish else rid, [], aborted)
 
 
 def _out_of_memory(req: Req) -> bool:
