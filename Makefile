@@ -21,7 +21,8 @@ BROWSER := .venv-browser/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-fast test-gpu identity check format docs bench-kernels bench-capacity \
-	bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp clean
+	bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp upstream-check \
+	upstream-demo clean
 
 help: ## list the commands
 	@echo "make demo    set up once, then serve a tiny model from one arena and talk to it"
@@ -111,6 +112,13 @@ bench-serving: $(STAMP) ## stock and jenga servers under one workload
 
 bench-scale-out: $(STAMP) $(ROUTER) ## hits and balance behind a router, with dp and with tp
 	@$(PY) benchmark/scale_out/run.py $(ARGS)
+
+upstream-check: $(STAMP) ## try every claim of the patches for SGLang
+	@$(PY) scripts/upstream.py check
+
+upstream-demo: $(STAMP) ## the demo on SGLang with the patches applied, and what is still wrapped
+	@$(PY) scripts/upstream.py count
+	@$(PY) scripts/upstream.py demo
 
 clean: ## remove what demo and tests wrote (not the environment)
 	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python scripts/docs_tables.py``: rewrite the tables of README and docs made from code.
+"""``python scripts/docs_tables.py``: rewrite the tables of README, docs and patches made from code.
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. The tests compare; this writes.
 """
@@ -16,9 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python"))
 sys.path.insert(0, str(ROOT / "benchmark"))
+sys.path.insert(0, str(ROOT / "scripts"))
 
 from capacity import run as capacity_run  # noqa: E402
 
+from patch_series import series as patch_series  # noqa: E402
 from sglang_jenga.cli import doctor as doctor_command  # noqa: E402
 from sglang_jenga.cli import explain as explain_command  # noqa: E402
 from sglang_jenga.cli import plan as plan_command  # noqa: E402
@@ -29,7 +31,7 @@ from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
 from sglang_jenga.core.request_digest import request_digest  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
-from sglang_jenga.sglang_ext.diagnose import ON_CPU  # noqa: E402
+from sglang_jenga.sglang_ext.diagnose import ON_CPU, how_attached  # noqa: E402
 from sglang_jenga.sglang_ext.hook_table import HOOKS  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import SUPPORTED_SGLANG  # noqa: E402
 from sglang_jenga.sglang_ext.metric_table import METRICS, PREFIX  # noqa: E402
@@ -206,6 +208,7 @@ def doctor() -> str:
         "settings": "SGLANG_JENGA_* variables parse",
         "launcher process": hooked,
         "scheduler process": hooked,
+        "attachments": ", ".join(f"{number} {how}" for how, number in how_attached().items()),
         "platform": "PortableCpuPlatform, no GPU: a test bed, not speed",
         "attention backends": f"{ON_CPU} (the others need a GPU: ...)",
         "command line": problem(row, True),
@@ -273,6 +276,32 @@ def rfc() -> str:
     return table(("model", "tokens", "`all-full`", "`jenga`"), rows)
 
 
+def series() -> str:
+    """The patches for SGLang: what they are for, and their size without tests."""
+    rows = []
+    patches = patch_series.load()
+    for patch in patches.patches:
+        text = patches.path(patch).read_text(encoding="utf-8")
+        code = text.partition("\ndiff --git a/test/")[0].partition("\ndiff --git ")[2]
+        lines = re.findall(r"^([+-])(?![+-]{2} )", code, re.MULTILINE)
+        size = f"+{lines.count('+')} -{lines.count('-')}"
+        link = f"[{patch.number}](../patches/{patches.release}/{patch.file})"
+        text_link = f"[text](../patches/{patches.release}/pull-requests/{patch.number}.md)"
+        overlaps = ", ".join(patch.overlaps) or "-"
+        rows.append(
+            (link, patch.kind, patch.problem, size, str(len(patch.removes)), overlaps, text_link)
+        )
+    titles = ("patch", "kind", "what is wrong or missing", "lines", "replaces", "see also", "")
+    return table(titles, rows)
+
+
+def leftout() -> str:
+    """Patches that were considered and are not sent."""
+    return table(
+        ("not sent", "because"), [(out.title, out.reason) for out in patch_series.load().left_out]
+    )
+
+
 SIMULATE_EXAMPLE = ("--model", "gemma3-27b", "--trace", "azure_llm_2023_code.csv", "--kv", "6GiB")
 
 
@@ -301,7 +330,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "doctor": doctor,
     "explain": explain,
     "simulate": simulate,
+    "series": series,
+    "leftout": leftout,
 }
+
+
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "patches").glob("*.md")),
+)
 
 
 def rewritten(text: str) -> str:
@@ -310,7 +348,7 @@ def rewritten(text: str) -> str:
 
 
 def main() -> None:
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in PAGES:
         old = path.read_text(encoding="utf-8")
         new = rewritten(old)
         if new != old:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import docs_tables  # noqa: E402
 
-FOLDERS = ("python", "sglang_portable_cpu", "tests", "benchmark", "scripts", "docs")
+FOLDERS = ("python", "sglang_portable_cpu", "tests", "benchmark", "scripts", "docs", "patches")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]

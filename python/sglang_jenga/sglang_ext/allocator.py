@@ -44,6 +44,9 @@ WINDOW_INDEX = 1
 class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     """What one kind and two kinds have in common. See the module docstring for units."""
 
+    #: Members of a beam free single slots of one row; here a run of slots has one owner.
+    supports_beam_search = False
+
     def __init__(
         self,
         plan: ArenaPlan,

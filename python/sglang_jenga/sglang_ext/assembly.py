@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.sglang_ext import decode
+from sglang_jenga.sglang_ext import decode, retraction
 from sglang_jenga.sglang_ext.model_kinds import FULL, ModelKinds
 from sglang_jenga.sglang_ext.setup import is_cuda, setup_of
 
@@ -50,6 +50,7 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
         buffer, setup.kinds, req_pool, demand, dtype=kvc.kv_cache_dtype, device=kvc.device
     )
     decode.install(str(kvc.device).split(":")[0])
+    retraction.install()
     if setup.kinds.states is not None and is_cuda(kvc.device):
         # The name of SGLang's own strided layout. Its kernels choose those that follow strides by
         # it; set earlier, it would have chosen other pools.

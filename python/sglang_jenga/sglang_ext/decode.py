@@ -18,6 +18,7 @@ import torch
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.sglang_ext import native
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 if TYPE_CHECKING:
@@ -25,9 +26,14 @@ if TYPE_CHECKING:
 
 
 def install(device_type: str) -> None:
-    """Make this the decode allocation of ``device_type`` in this process."""
+    """Make this the decode allocation of ``device_type`` in this process.
+
+    Unless it is the arena's allocator's already, by a seam of SGLang.
+    """
     from sglang.srt.mem_cache import allocation
 
+    if native.DECODE in native.resolved():
+        return
     allocation.ALLOC_FOR_DECODE_FUNCS[device_type] = alloc_for_decode
 
 

@@ -42,6 +42,23 @@ def finding(name: str, problems: Sequence[str], fine: str) -> dict[str, Any]:
     return {"check": name, "ok": not problems, "says": list(problems) or [fine]}
 
 
+def how_attached() -> dict[str, int]:
+    """How many attachments of each sort this SGLang leaves: wrapped, overridden, private, native.
+
+    wrapped: SGLang's HookRegistry changes a function of SGLang. overridden: a class of ours
+    overrides a private method. private: a private symbol is called. native: a seam is used instead.
+    """
+    left = hooks.needed()
+    wrapped = sum(hook.kind != "uses" for hook in left)
+    overridden = sum(hook.reason.startswith("overridden") for hook in left)
+    return {
+        "wrapped": wrapped,
+        "overridden": overridden,
+        "private": len(left) - wrapped - overridden,
+        "native": len(hooks.HOOKS) - len(left),
+    }
+
+
 def attached() -> list[str]:
     """Problems of this process: the plugin's backend and its hooks, after SGLang loaded plugins."""
     from sglang.srt.mem_cache.registry import registered_radix_cache_backends
@@ -192,6 +209,8 @@ def diagnose(arguments: Sequence[str]) -> list[dict[str, Any]]:
     found = [finding("settings", settings(), "SGLANG_JENGA_* variables parse")]
     found.append(finding("launcher process", attached(), f"plugin loaded, {hooked}"))
     found.append(finding("scheduler process", attached_in_a_child(), f"plugin loaded, {hooked}"))
+    counts = ", ".join(f"{number} {how}" for how, number in how_attached().items())
+    found.append(finding("attachments", [], counts))
     problems, fine = platform()
     found.append(finding("platform", problems, fine))
     found.append(finding("attention backends", [], backends()))

@@ -16,9 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.sglang_ext.hook_table import HOOKS
+from sglang_jenga.sglang_ext.hook_table import HOOKS, Hook
+from sglang_jenga.sglang_ext.native import replaced
 
 SUPPORTED_SGLANG = ("0.5.23",)
+
+
+def needed() -> tuple[Hook, ...]:
+    """The rows of the table that no seam of the running SGLang replaces."""
+    native_targets = replaced()
+    return tuple(hook for hook in HOOKS if hook.target not in native_targets)
 
 
 def check_symbols() -> list[str]:
@@ -31,7 +38,7 @@ def check_symbols() -> list[str]:
             f"sglang {__version__} is installed, sglang-jenga attaches to "
             f"{', '.join(SUPPORTED_SGLANG)}: pip install sglang=={SUPPORTED_SGLANG[-1]}"
         )
-    for hook in HOOKS:
+    for hook in needed():
         try:
             symbol = pkgutil.resolve_name(hook.target)
         except (ImportError, AttributeError) as error:
@@ -59,7 +66,7 @@ def register(functions: dict[str, Callable[..., Any]]) -> None:
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    wrapped = {hook.target: hook for hook in HOOKS if hook.kind != "uses"}
+    wrapped = {hook.target: hook for hook in needed() if hook.kind != "uses"}
     if set(wrapped) != set(functions):
         raise ConfigError(f"hook table and wrappers differ: {set(wrapped) ^ set(functions)}")
     for target, function in functions.items():
@@ -72,7 +79,7 @@ def check_applied() -> list[str]:
 
     return [
         f"{hook.target} is not hooked in this process; needed to {hook.reason}"
-        for hook in HOOKS
+        for hook in needed()
         if hook.kind != "uses" and hook.target not in HookRegistry._patched
     ]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_jenga.models.registration import announce_models
-from sglang_jenga.sglang_ext import hooks
+from sglang_jenga.sglang_ext import hooks, native
 from sglang_jenga.sglang_ext.config import BACKEND_NAME, add_flags, export_flags, without_effect
 from sglang_jenga.sglang_ext.refusals import check_early, check_resolved, reject_beam_search
 from sglang_jenga.sglang_ext.state_strategy import resolve_state_strategy
@@ -49,7 +49,8 @@ def load() -> None:
     _loaded = True
     from sglang_jenga.models.jamba_config import register_jamba
 
-    hooks.register(_wrappers())
+    hooks.register({t: f for t, f in _wrappers().items() if t not in native.replaced()})
+    native.attach()
     _register_backends()
     _register_resolution_steps()
     register_jamba()
@@ -179,7 +180,7 @@ def _calc_priority(
     result: Any, policy: Any, waiting_queue: list[Any], *args: Any, **kwargs: Any
 ) -> Any:
     if hasattr(policy.tree_cache, "waiting"):
-        policy.tree_cache.waiting = waiting_queue
+        policy.tree_cache.observe_waiting_queue(waiting_queue)
     return result
 
 
@@ -240,20 +241,9 @@ def _validate_beam(
 
 
 def _add_memory_usage(result: Any, controller: Any, state: dict[str, Any]) -> None:
-    from sglang.srt.runtime_context import get_parallel
+    from sglang_jenga.sglang_ext.report import add_to_state
 
-    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
-    from sglang_jenga.sglang_ext.page_map import large_page_map
-    from sglang_jenga.sglang_ext.report import snapshot
-
-    arena = controller.scheduler.token_to_kv_pool_allocator
-    if isinstance(arena, ArenaAllocatorBase):
-        state["jenga"] = snapshot(arena, controller.scheduler.tree_cache, controller.scheduler)
-        state["jenga"]["large_page_map"] = large_page_map(arena.core)
-        # SGLang returns the schedulers' states in the order of their answers.
-        parallel = get_parallel()
-        rank = parallel.attn_dp_rank if parallel.attn_dp_size > 1 else parallel.dp_rank or 0
-        state["jenga"]["dp_rank"] = rank
+    add_to_state(controller.scheduler, state)
 
 
 def _init_reporter(result: Any, reporter: Any) -> None:

@@ -27,6 +27,7 @@ from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCor
 from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
 from sglang_jenga.sglang_ext.rematch import LastMatch
 from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
+from sglang_jenga.sglang_ext.retraction import note_release
 from sglang_jenga.sglang_ext.sessions import ArenaSessions
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
 from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore, Frees
@@ -130,6 +131,19 @@ class ArenaRadixCache(UnifiedRadixCache):
         if self.supports_mamba():
             result = result._replace(mamba_branching_seqlen=state_branch(self, req, result))
         return result
+
+    def observe_waiting_queue(self, waiting_queue: Sequence[Req]) -> None:
+        """The scheduler has ordered what waits (a seam of SGLang, or the hook in its place)."""
+        self.waiting = waiting_queue
+
+    def make_embedding_cache(self, max_size: int) -> ArenaEmbeddings | None:
+        """Where forwards find embeddings of images; None: in SGLang's own cache."""
+        return self.embeddings
+
+    def on_release(self, req: Req, *, checkpointed: bool) -> None:
+        super().on_release(req, checkpointed=checkpointed)
+        if not checkpointed:
+            note_release(req, self._arena)
 
     def note_start(self, req: Req) -> None:
         """``req`` starts to run on the prefix that it matched last."""

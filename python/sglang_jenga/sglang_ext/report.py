@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
+from sglang_jenga.sglang_ext.page_map import large_page_map
 
 SCHEMA = 3
 
@@ -80,6 +81,20 @@ def snapshot(arena: ArenaAllocatorBase, tree_cache: Any, scheduler: Any = None) 
     data = counts(arena, tree_cache, scheduler, longest_tokens=longest)
     data["hits"] = tree_cache.hits.as_dict()
     return data
+
+
+def add_to_state(scheduler: Any, state: dict[str, Any]) -> None:
+    """Put the arena of ``scheduler`` into its internal state, if its pools are one."""
+    from sglang.srt.runtime_context import get_parallel
+
+    arena = scheduler.token_to_kv_pool_allocator
+    if isinstance(arena, ArenaAllocatorBase):
+        state["jenga"] = snapshot(arena, scheduler.tree_cache, scheduler)
+        state["jenga"]["large_page_map"] = large_page_map(arena.core)
+        # SGLang returns the schedulers' states in the order of their answers.
+        parallel = get_parallel()
+        rank = parallel.attn_dp_rank if parallel.attn_dp_size > 1 else parallel.dp_rank or 0
+        state["jenga"]["dp_rank"] = rank
 
 
 def _kinds(arena: ArenaAllocatorBase, tree_cache: Any) -> list[dict[str, Any]]:

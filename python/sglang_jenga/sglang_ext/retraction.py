@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sglang_jenga.core.request_digest import digest_of
+from sglang_jenga.sglang_ext import native
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 from sglang_jenga.sglang_ext.starvation import describe_holders
 
@@ -121,6 +122,22 @@ def _message(arena: ArenaAllocatorBase, tree_cache: Any) -> str:
         f"{describe_holders(arena, tree_cache)}. Send it again with fewer tokens, close sessions, "
         "or raise the server's memory (--mem-fraction-static or --jenga-arena-size)."
     )
+
+
+def install() -> None:
+    """Ask SGLang to requeue the last request, where it can: its hook is not applied there."""
+    seam = native.resolved().get(native.RETRACT_LAST)
+    if seam is not None:
+        seam.set(True)
+
+
+def note_release(req: Req, arena: ArenaAllocatorBase) -> None:
+    """A request gives its memory back unpublished: where the hook is not, who is retracted."""
+    if native.RETRACT_LAST not in native.resolved() or req.finished():
+        return
+    rid = [digest_of(req)]
+    aborted = rid if _out_of_memory(req) else []
+    arena.starvation.note_retraction([] if aborted or req.to_finish else rid, [], aborted)
 
 
 def _out_of_memory(req: Req) -> bool:
