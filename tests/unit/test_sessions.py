@@ -91,7 +91,7 @@ class Clients:
         self.expected: dict[str, list[int]] = {}
         self.names = iter(range(10**6))
         self.turns_since_answer = 0
-        self.longest = machine.demand.longest_request_tokens(machine.plan)
+        self.longest = machine.demand.longest_request_tokens
 
     def tokens(self, most: int) -> list[int]:
         start = self.rng.choice((100, 200, 300))
