@@ -78,11 +78,11 @@ def test_a_report_tells_of_the_start_whatever_goes_later() -> None:
     serve(m, PROMPT)
     evict_windows(m, "request 7 started")
     req = m.prefill([*PROMPT[:60], 1, 2, 3])
-    before = m.tree.hits.report(req.rid)
+    before = m.tree.hits.report(request_digest(req.rid))
     m.decode([req])
     m.finish(req)
     evict_windows(m, "request 8 started")
-    assert m.tree.hits.report(req.rid) == before
+    assert m.tree.hits.report(request_digest(req.rid)) == before
     assert before.evicted_by is not None and before.evicted_by.cause == "request 7 started"
 
 
