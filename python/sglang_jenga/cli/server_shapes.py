@@ -81,6 +81,7 @@ _KIND: dict[str, Shape] = {
     "slots_reserved": whole(),
     "slots_free": whole(),
 }
+_KIND_OTHER: dict[str, Shape] = {"slots_sessions": whole()}
 _MAP_FIELDS = members(
     {
         "first_large_page": whole(),
@@ -121,7 +122,7 @@ _ARENA: dict[str, Shape] = {
     "large_page_bytes": whole(1),
     "large_pages_total": whole(1),
     "large_pages_free": whole(),
-    "kinds": entries(members(_KIND), _KINDS, least=1),
+    "kinds": entries(members(_KIND, _KIND_OTHER), _KINDS, least=1),
     "hits": members(_SUMS),
 }
 _ARENA_OTHER: dict[str, Shape] = {
@@ -136,11 +137,13 @@ _ARENA_OTHER: dict[str, Shape] = {
     "evicted_slots": _COUNTS,
     "evicted_tokens": _COUNTS,
     "waste": members({}, {"padding_bytes": whole(), "partial_page_bytes": whole()}),
+    "sessions": members({}, {"idle": whole(), "evicted": whole(), "evicted_tokens": whole()}),
 }
 #: What ``top`` and ``map`` read of an arena.
 ARENA = members(_ARENA, {**_ARENA_OTHER, "large_page_map": _map})
 #: What ``top`` remembers of a sample: of an arena, a kind, its hits.
-KEPT_OF_ARENA, KEPT_OF_KIND, KEPT_OF_HITS = (*_ARENA, *_ARENA_OTHER), tuple(_KIND), tuple(_SUMS)
+KEPT_OF_ARENA, KEPT_OF_KIND = (*_ARENA, *_ARENA_OTHER), (*_KIND, *_KIND_OTHER)
+KEPT_OF_HITS = tuple(_SUMS)
 _STATE_NUMBERS: dict[str, Shape] = {
     "last_gen_throughput": number(),
     "effective_max_running_requests_per_dp": whole(),
