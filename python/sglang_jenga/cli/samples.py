@@ -176,7 +176,9 @@ def _remembered(scheduler: SchedulerSample) -> SchedulerSample:
     arena = {
         name: value for name, value in scheduler.state["jenga"].items() if name in KEPT_OF_ARENA
     }
-    arena["kinds"] = [{name: kind[name] for name in KEPT_OF_KIND} for kind in arena["kinds"]]
+    arena["kinds"] = [
+        {name: kind[name] for name in KEPT_OF_KIND if name in kind} for kind in arena["kinds"]
+    ]
     arena["hits"] = {name: arena["hits"][name] for name in KEPT_OF_HITS}
     return SchedulerSample(state={**scheduler.state, "jenga": arena}, load=scheduler.load)
 
