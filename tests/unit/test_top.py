@@ -265,6 +265,15 @@ def test_sessions_that_hold_memory_between_their_turns_are_shown() -> None:
     assert "by idle sessions" in text
 
 
+def test_a_server_that_does_not_tell_sessions_apart_is_watched_on() -> None:
+    history = History()
+    for seconds in (1.0, 2.0, 3.0):
+        old = arena()
+        assert "slots_sessions" not in old["kinds"][0]
+        (view,) = history.add(sample(seconds, old))
+    assert view.kinds[0].session_bytes == 0 and len(view.free_trend) == 3
+
+
 def test_bars_are_as_long_as_their_sum_however_many_parts_there_are() -> None:
     for columns in (1, 7, 10, 33):
         for parts in ([1.0] * 3, [0.4] * 7, [0.0, 0.3, 0.0], [10.0]):
