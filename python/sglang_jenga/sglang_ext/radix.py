@@ -3,26 +3,22 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.registry import create_unified_radix_cache
-from sglang.srt.mem_cache.unified_cache.cache_action import FreeComponentDeviceSlot
 from sglang.srt.mem_cache.unified_cache.components import BASE_COMPONENT_TYPE, ComponentType
 from sglang.srt.mem_cache.unified_cache.components.base import get_and_increase_time_counter
-from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.core.memory import Sparing
 from sglang_jenga.core.policies import Policy, TokenPolicy
 from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
-from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, note_piece
+from sglang_jenga.sglang_ext.eviction import EvictingRadixCache
+from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
 from sglang_jenga.sglang_ext.rematch import LastMatch
@@ -30,7 +26,7 @@ from sglang_jenga.sglang_ext.req_pool import HostRows, image_tokens_of
 from sglang_jenga.sglang_ext.retraction import note_release
 from sglang_jenga.sglang_ext.sessions import ArenaSessions
 from sglang_jenga.sglang_ext.state_cache import ArenaStateComponent
-from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore, Frees
+from sglang_jenga.sglang_ext.tree import CORE_NAME, ArenaTreeCore
 from sglang_jenga.sglang_ext.windows import ArenaWindowComponent, take_dead_slots
 
 if TYPE_CHECKING:
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
 
-class ArenaRadixCache(UnifiedRadixCache):
+class ArenaRadixCache(EvictingRadixCache):
     """SGLang's unified radix cache over the arena.
 
     Tree values are host tensors (see :class:`HostRows`); the only device work is one asynchronous
@@ -276,136 +272,6 @@ class ArenaRadixCache(UnifiedRadixCache):
     def reclaimable_slots(self, kind: int) -> int:
         """Slots of one kind that requests can have: cached, or in idle records of sessions."""
         return self.evictable_slots(kind) + self.session.idle_slots(kind)
-
-    def evicted_tokens_by_kind(self) -> dict[str, int]:
-        """Tokens evicted since start, by the tree's names of the kinds."""
-        evicted = {component.name.lower(): n for component, n in self.evicted_tokens.items()}
-        if self._arena.cross_kind is not None:
-            evicted["cross"] = self.tree_core.evicted_images
-        if self.embeddings is not None:
-            evicted["vision"] = self.embeddings.evicted_slots
-        return evicted
-
-    def evicted_slots_by_kind(self) -> dict[str, int]:
-        """Slots evicted since start, by the plan's names of the kinds."""
-        kinds = self._arena.plan.kinds
-        evicted = {kinds[FULL_INDEX].spec.name: self.evicted_tokens[ComponentType.FULL]}
-        for name, component in self._components_by_kind.items():
-            evicted[name] = self.evicted_tokens[component]
-        if self._arena.cross_kind is not None:
-            evicted[kinds[self._arena.cross_kind].spec.name] = self.tree_core.evicted_images
-        if self.embeddings is not None:
-            evicted[kinds[self._arena.vision_kind].spec.name] = self.embeddings.evicted_slots
-        return evicted
-
-    def evict_until(
-        self,
-        satisfied: Callable[[], bool],
-        *,
-        sparing: Sparing = Sparing.NOTHING,
-        why: Callable[[], Eviction] | None = None,
-    ) -> None:
-        """Evict the least recently useful piece, of whichever kind, until ``satisfied``.
-
-        It stops where only what ``sparing`` names is left (see :meth:`EvictionOrder.choose`).
-        ``why`` is asked only if something is to go.
-        """
-        if self.disable and self.embeddings is None and not self.session.num_idle:
-            return
-        start = time.perf_counter()
-        tracker = {ct: 0 for ct in self.tree_components}
-        unasked = self.evicting_for
-        while not satisfied():
-            if why is not None:
-                self.evicting_for, why = why(), None
-            if not self._evict_one(tracker, sparing):
-                break
-        self.evicting_for = unasked
-        for ct, num_tokens in tracker.items():
-            self.evicted_tokens[ct] += num_tokens
-        self.update_eviction_metrics(tracker[BASE_COMPONENT_TYPE], start)
-
-    def start_over(self) -> None:
-        """Evict all that nobody pins: a request that is alone needs it whole."""
-        self.starts_over = False
-        why = Eviction(cause="a request that is alone started over", starving_kind="full")
-        self.evict_until(lambda: False, why=lambda: why)
-
-    def _evict_one(
-        self,
-        tracker: dict[ComponentType, int],
-        sparing: Sparing = Sparing.NOTHING,
-        later: Frees | None = None,
-    ) -> bool:
-        """Evict one piece and give its slots back, or add them to ``later``. False: none may go."""
-        self._last_match.forget()
-        victim = None if self.disable else self.tree_core.oldest(sparing, self._starving)
-        if sparing is Sparing.ALL:
-            image = record = None
-        else:
-            image = self.embeddings.oldest() if self.embeddings is not None else None
-            record = self.session.oldest()
-        if image is not None and (record is None or image[1] < record[1]):
-            if victim is None or image[1] < victim.last_use:
-                return self.embeddings.evict(image[0])
-        elif record is not None and (victim is None or record[1] < victim.last_use):
-            return self.session.evict(record[0], self.evicting_for.cause)
-        if victim is None and sparing is Sparing.ALL:
-            return False
-        if victim is None:
-            if self.embeddings is not None and self.embeddings.evict():
-                return True
-            awaited = self.session.oldest_awaited(sparing)
-            return awaited is not None and self.session.evict(awaited[0], self.evicting_for.cause)
-        frees: Frees = defaultdict(list) if later is None else later
-        if victim.is_leaf:
-            note_leaf(victim.node, self.page_size, self.evicting_for)
-            self.tree_core.evict_leaf(victim.node, tracker, frees)
-        else:
-            note_piece(victim.node, victim.kind, self.evicting_for)
-            self.tree_core.evict_piece(victim.node, victim.kind, tracker, frees)
-        if later is None:
-            self._give_back(frees)
-        return True
-
-    def _give_back(self, frees: Frees) -> None:
-        """Slots that left the tree. Those of a kind go in one go: each piece is whole pages."""
-        for component, parts in frees.items():
-            slots = parts[0] if len(parts) == 1 else torch.cat(parts)
-            self._apply_cache_action(FreeComponentDeviceSlot([slots], component_type=component))
-
-    def _starving(self) -> ComponentType:
-        return self._components_by_kind.get(self.evicting_for.starving_kind, ComponentType.FULL)
-
-    def _evict_components(
-        self,
-        request_by_type: dict[ComponentType, int],
-        tracker: dict[ComponentType, int],
-        available_size_targets: dict[ComponentType, tuple[ComponentType, int]] | None = None,
-        *,
-        allocation_reclaim_satisfied: Callable[[], bool] | None = None,
-    ) -> None:
-        """SGLang's own requests to evict, served in the one order."""
-
-        def satisfied() -> bool:
-            if allocation_reclaim_satisfied is not None:
-                return allocation_reclaim_satisfied()
-            if available_size_targets is not None:
-                return all(
-                    self._component_available_size(component) >= size
-                    for component, size in available_size_targets.values()
-                )
-            return all(tracker[ct] >= request_by_type[ct] for ct in self.tree_components)
-
-        before = dict(tracker)
-        looks_at_pools = allocation_reclaim_satisfied or available_size_targets
-        later: Frees | None = None if looks_at_pools else defaultdict(list)
-        while not satisfied() and self._evict_one(tracker, later=later):
-            pass
-        if later:
-            self._give_back(later)
-        for ct, num_tokens in tracker.items():
-            self.evicted_tokens[ct] += num_tokens - before[ct]
 
 
 def _window_policy(arena: ArenaAllocatorBase) -> TokenPolicy:
