@@ -58,11 +58,16 @@ class Step(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What a match saw. ``rest``: the key under which the walk found no child, None: none asked."""
+    """What a match saw.
+
+    unpinned_tokens: of the tokens of all steps, those that only the cache holds. rest: the key
+    under which the walk found no child, None: none asked.
+    """
 
     prompt_tokens: int
     hit_tokens: int
     image_tokens: int
+    unpinned_tokens: int
     steps: tuple[Step, ...]
     rest: Any
 
