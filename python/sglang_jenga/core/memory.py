@@ -138,7 +138,7 @@ class ArenaMemory:
         """Make room for this demand; here there is nothing to evict. False: it cannot be."""
         return self.core.fits(small_pages)
 
-    def note_prompt(self, *, prompt_tokens: int, cached_tokens: int) -> None:
+    def note_prompt(self, prompt_tokens: int, cached_tokens: int) -> None:
         """A request started; so much of its prompt was in the cache, and only there."""
         self._prompt_tokens += (prompt_tokens - self._prompt_tokens) / _REMEMBERED_STARTS
         self._cached_tokens += (cached_tokens - self._cached_tokens) / _REMEMBERED_STARTS

@@ -22,7 +22,7 @@ from sglang_jenga.core.policies import Policy, TokenPolicy
 from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
-from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, Walk, note_leaf, note_piece
+from sglang_jenga.sglang_ext.explain import WALK, Eviction, HitLog, note_leaf, note_piece
 from sglang_jenga.sglang_ext.images import ImageAwareFullComponent, ImageTreeCore
 from sglang_jenga.sglang_ext.lookahead import keep_branches, state_branch
 from sglang_jenga.sglang_ext.rematch import LastMatch
@@ -150,12 +150,9 @@ class ArenaRadixCache(UnifiedRadixCache):
         self._last_match.forget()
         self._arena.starvation.note_start(digest_of(req))
         if not self.disable:
-            walk: Walk | None = getattr(req, WALK, None)
-            if walk is not None and not req.retraction_count:
-                self._arena.note_prompt(
-                    prompt_tokens=walk.prompt_tokens, cached_tokens=walk.unpinned_tokens
-                )
-            self.hits.note_start(req, self.tree_core.root_node)
+            walk = self.hits.note_start(req, self.tree_core.root_node)
+            if walk is not None:
+                self._arena.note_prompt(walk.prompt_tokens, walk.unpinned_tokens)
 
     # ---- sliding ---------------------------------------------------------------------------
 
