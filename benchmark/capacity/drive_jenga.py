@@ -49,14 +49,23 @@ def add_judge_to_path(argv: list[str]) -> None:
 
 add_judge_to_path(sys.argv[1:])
 
-from common import Peer, SReq, Timers, make_parser, run_one
+import common
+from common import WEIGHTS, Peer, SReq, Timers, make_parser, run_one
+
+from streams import add_streams
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "retention"))
+from marconi import install
 
 be_quiet()
+add_streams(common)
 
 PEER, MODES = "jenga", ("default",)
 #: More rows than any row of the judge runs at once; a row costs 4 bytes per position of memory.
 MAX_ROWS = 512
 
+#: ``--rules marconi:ALPHA``: not one of our rules, but a published order instead of them.
+MARCONI = "marconi"
 RULES = tuple(field.name for field in fields(EvictionOrder))
 
 
@@ -67,6 +76,17 @@ def order_of(rules: str) -> EvictionOrder:
     if unknown:
         sys.exit(f"--rules {rules}: no rule {', '.join(sorted(unknown))}, only {', '.join(RULES)}")
     return EvictionOrder(**{rule: rule in chosen for rule in RULES})
+
+
+def flops_of(model: Any, tokens: int) -> float:
+    """To compute the first ``tokens`` of a prompt, as the judge's clock counts them."""
+    weights = WEIGHTS[model.name]
+    seen = sum(
+        group.layers * (tokens / 2 if group.kind == "full" else group.window)
+        for group in model.groups
+        if group.bpt
+    )
+    return tokens * (2 * weights.active + 4 * weights.q_width * seen)
 
 
 def kinds_of(model: Any) -> tuple[KindSpec, ...]:
@@ -157,7 +177,11 @@ class JengaPeer(Peer):
         self.text = JudgedText()
         self.engine = ServerEngine(parts, self.text, times=self.timers)
         self.arena, self.tree = parts.arena, parts.tree
-        self.tree.tree_core.order = order_of(args.rules)
+        name, _, alpha = args.rules.partition(":")
+        if name == MARCONI:
+            install(self.tree.tree_core, float(alpha), lambda tokens: flops_of(model, tokens))
+        else:
+            self.tree.tree_core.order = order_of(args.rules)
         self.running: list[SReq] = []
         self.decoded: set[int] = set()
         self.samples: list[tuple[int, int, int]] = []

@@ -61,7 +61,7 @@ class HeardPeer(drive_jenga.JengaPeer):
         self.listener.take()
         super().begin_step()
 
-    def note_start(self, req: Any, root: Any) -> None:
+    def note_start(self, req: Any, root: Any) -> Any:
         walk = getattr(req, WALK, None)
         if walk is not None and not req.retraction_count:
             believed = 0
@@ -79,7 +79,7 @@ class HeardPeer(drive_jenga.JengaPeer):
                 believed_rightly=int(believed == walk.hit_tokens),
                 full_only_rightly=int(full_only == walk.hit_tokens),
             )
-        self._note_start(req, root)
+        return self._note_start(req, root)
 
 
 def main() -> None:

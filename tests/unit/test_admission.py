@@ -285,11 +285,53 @@ def run_past_its_prompt(machine: Machine, prompt_tokens: int) -> None:
 def test_a_newcomer_waits_rather_than_take_the_window_at_the_end_of_a_running_prompt() -> None:
     machine = make_machine(KINDS["few windows"], chunk_tokens=None)
     run_past_its_prompt(machine, 150)
+    machine.arena.note_prompt(100, 20)
     free, windows = machine.arena.available_size(), machine.tree.swa_evictable_size()
     assert check(budget(machine), free + 2, max_new=0) == (False, None)
     assert machine.tree.swa_evictable_size() == windows
     assert machine.arena.reclaim(machine.tree, [free + 2] * 2), "a window would have sufficed"
     assert machine.tree.swa_evictable_size() < windows
+
+
+def test_where_nobody_hits_a_newcomer_takes_that_window() -> None:
+    machine = make_machine(KINDS["few windows"], chunk_tokens=None)
+    run_past_its_prompt(machine, 150)
+    free, windows = machine.arena.available_size(), machine.tree.swa_evictable_size()
+    assert check(budget(machine), free + 2, max_new=0)[0]
+    assert machine.tree.swa_evictable_size() < windows
+
+
+def test_newcomers_leave_the_cache_a_sixteenth_of_what_it_saves() -> None:
+    machine = make_machine(KINDS["uniform"], chunk_tokens=None, longest=1600)
+    machine.finish(machine.prefill(range(1000), max_new=1))
+    machine.prefill(range(5000, 5400), max_new=500)
+    asking = budget(machine)
+    usable = machine.arena.usable_slots(0)
+
+    def longest_newcomer() -> int:
+        asking = budget(machine)
+        return bisect_left(range(usable), True, key=lambda n: not asking._fits_eventually(n, 0, 1))
+
+    all_of_it = longest_newcomer()
+    assert check(asking, all_of_it - 1, max_new=0) == (True, None)
+    for _ in range(100):
+        machine.arena.note_prompt(1000, 800)
+    assert all_of_it - longest_newcomer() == round(usable * 0.8 / 16) > 0
+    for _ in range(400):
+        machine.arena.note_prompt(1000, 0)
+    assert longest_newcomer() == all_of_it
+
+
+def test_only_what_nobody_else_holds_counts_as_saved_by_the_cache() -> None:
+    machine = make_machine(KINDS["window"], chunk_tokens=None, longest=1000)
+    prompt = range(100)
+    first = machine.prefill(prompt, max_new=1)
+    second = machine.prefill([*prompt, 500, 501], max_new=1)
+    assert machine.tree.hits.hit_tokens == 100 and machine.arena.hit_share == 0
+    machine.finish(first)
+    machine.finish(second)
+    machine.finish(machine.prefill([*prompt, 700, 701], max_new=1))
+    assert machine.tree.hits.hit_tokens == 200 and machine.arena.hit_share > 0.3
 
 
 def test_a_newcomer_takes_a_window_that_holds_more_bytes_than_it_keeps_useful() -> None:

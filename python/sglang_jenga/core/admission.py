@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sglang_jenga.core.memory import ArenaMemory, Evictable, Sparing
+from sglang_jenga.core.memory import ArenaMemory, Evictable, LeftToCache, Sparing
 
 #: A newcomer's chunk is not shortened below this: much shorter ones waste a GPU's prefill speed.
 MIN_CHUNK_TOKENS = 2048
@@ -80,30 +80,23 @@ class PrefillPass:
             images += self.pending_pages[arena.cross_kind]
             asked[arena.cross_kind] = images
             full_tokens -= images
+        left = self._left_to_cache() if states else LeftToCache()
         if arena.state_kind is not None:
-            asked[arena.state_kind] = self._states_asked(
-                states, self.pending_pages[arena.state_kind]
-            )
+            pending = self.pending_pages[arena.state_kind]
+            asked[arena.state_kind] = states + pending + left.states
         asked[0] = self._pages(full_tokens)
         if self._window_kind is not None:
             asked[self._window_kind] = self._pages(window_tokens)
-        if arena.fits_once_evicted(self.cache, asked):
+        if arena.fits_once_evicted(self.cache, asked, left_large_pages=left.large_pages):
             return True
         self._short_of = asked
         return False
 
-    def _states_asked(self, newcomers: int, pending: int) -> int:
-        """States for newcomers and for those admitted in this pass, and what they leave the cache.
-
-        That is a state for each request that is likely to hit one, at most for every fourth: where
-        there are hits, the last request or two of a batch would cost a part of them
-        (benchmark/capacity). Requests that run need leave none.
-        """
-        if not newcomers:
-            return pending
+    def _left_to_cache(self) -> LeftToCache:
+        """By a newcomer. Requests that run need leave nothing (benchmark/retention)."""
         self._count_running()
-        requests = self._running + self._admitted + newcomers
-        return newcomers + pending + int(requests * min(0.25, self.memory.state_hit_rate))
+        requests = self._running + self._admitted + NEWCOMER_STATES
+        return self.memory.left_to_cache(requests)
 
     def _count_running(self) -> None:
         version = self.memory.core.version
@@ -228,14 +221,15 @@ class PrefillPass:
         self, extend: int, total_tokens: float, max_new: int, chunk: int | None, now: int
     ) -> bool:
         window = self._demand.window_tokens(extend, max_new, chunk, self._interval)
-        # A newcomer waits rather than take the windows of requests that run: a few slots that let
-        # the next turn of a conversation skip its whole history.
+        # Where hits are worth it, a newcomer waits rather than take the windows of requests that
+        # run: a few slots that let the next turn of a conversation skip its whole history.
+        sparing = Sparing.CHEAP if self._left_to_cache() else Sparing.SHARED
         return self._fits_eventually(
             self.total_offset + total_tokens,
             self._future_window_tokens() + window,
             NEWCOMER_STATES,
             min(now, self.memory.candidate_images),
-        ) and self._make_free_now(now, NEWCOMER_STATES, sparing=Sparing.CHEAP)
+        ) and self._make_free_now(now, NEWCOMER_STATES, sparing=sparing)
 
     def fit_chunk(
         self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int

@@ -8,6 +8,7 @@ and the simulator's plain engine, which has none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -19,6 +20,24 @@ from sglang_jenga.core.large_pages import IntArray
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.policies import Cross, State, Vision
 
+#: Starts after which a start counts for a third of what it did.
+_REMEMBERED_STARTS = 32
+#: Share of the batch that newcomers give up, per share of the prompts that the cache saves.
+_PRICE_OF_HITS = 1 / 16
+#: States left to the cache, at most, per request that runs.
+_MOST_STATES = 1 / 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftToCache:
+    """What newcomers leave to the cache: large pages of whatever kind, and states."""
+
+    large_pages: int = 0
+    states: int = 0
+
+    def __bool__(self) -> bool:
+        return self.large_pages > 0 or self.states > 0
+
 
 class Sparing(IntEnum):
     """What a demand leaves in the cache although it stays unmet. Each includes those before it."""
@@ -27,7 +46,8 @@ class Sparing(IntEnum):
     NOTHING = 0
     #: A prompt's next chunk: windows and states where several cached prompts part.
     SHARED = 1
-    #: Newcomers: also the windows at the ends of running prompts, as long as they are cheap.
+    #: Newcomers, where hits are worth it: also the windows at the ends of running prompts, as long
+    #: as they are cheap.
     CHEAP = 2
     #: What only might be of use to somebody: everything but spare windows and states.
     ALL = 3
@@ -84,8 +104,9 @@ class ArenaMemory:
         self.slide_at: IntArray = np.zeros(num_rows, dtype=np.int64)
         #: Somebody had to wait for bytes, and nobody was admitted since.
         self.is_short = False
-        #: Share of recently started requests that continued a cached state.
-        self.state_hit_rate = 0.0
+        #: Prompt tokens of recently started requests, and how many of them the cache had, without
+        #: those that running requests hold anyway. Each start forgets a 32nd.
+        self._prompt_tokens = self._cached_tokens = 0.0
 
     def usable_slots(self, kind: int) -> int:
         """Slots the kind could hold if it had the whole arena."""
@@ -117,18 +138,43 @@ class ArenaMemory:
         """Make room for this demand; here there is nothing to evict. False: it cannot be."""
         return self.core.fits(small_pages)
 
-    def fits_once_evicted(self, cache: Evictable, small_pages: Sequence[int]) -> bool:
-        """Could a demand fit once all evictable slots are gone? Necessary, from counts alone.
+    def note_prompt(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """A request started; so much of its prompt was in the cache, and only there."""
+        self._prompt_tokens += (prompt_tokens - self._prompt_tokens) / _REMEMBERED_STARTS
+        self._cached_tokens += (cached_tokens - self._cached_tokens) / _REMEMBERED_STARTS
+
+    @property
+    def hit_share(self) -> float:
+        """Share of recent prompts that the cache had, and nobody else: what it is worth keeping."""
+        return self._cached_tokens / self._prompt_tokens if self._prompt_tokens else 0.0
+
+    def left_to_cache(self, num_requests: int) -> LeftToCache:
+        """What newcomers leave to the cache while so many requests run. Counts alone.
+
+        Nothing where nobody hits. Where hits need a state, states: one for each of the requests
+        that is likely to hit, at most for every fourth. Else bytes: so large a share of the arena
+        that it costs the batch at most a sixteenth of what hits save.
+        """
+        if self.state_kind is not None:
+            return LeftToCache(states=int(num_requests * min(_MOST_STATES, self.hit_share)))
+        share = self.hit_share * _PRICE_OF_HITS
+        return LeftToCache(large_pages=round(share * self.plan.usable_large_pages))
+
+    def fits_once_evicted(
+        self, cache: Evictable, small_pages: Sequence[int], *, left_large_pages: int = 0
+    ) -> bool:
+        """Could a demand fit once all evictable slots but ``left_large_pages`` are gone? Necessary,
+        from counts alone.
 
         Counts small pages that stay pinned and packs them perfectly: large pages of kind k are
         ``ceil((pinned + asked) / small_pages_per_large_page)``.
         """
-        free = self.core.large.num_free
+        free = self.core.large.num_free - left_large_pages
         for (level, _), asked in zip(self._levels, small_pages, strict=True):
             free += -asked // level.pages_per_large
         if free >= 0:  # without evicting anything
             return True
-        room = self.core.large.num_usable
+        room = self.core.large.num_usable - left_large_pages
         for kind, (level, slots_per_page) in enumerate(self._levels):
             pinned = max(0, level.used - cache.reclaimable_slots(kind) // slots_per_page)
             room += -(pinned + small_pages[kind]) // level.pages_per_large

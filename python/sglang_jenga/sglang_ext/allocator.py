@@ -323,10 +323,6 @@ class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     def free_group_end(self) -> None:
         self.free_group = None
 
-    def note_state_start(self, *, hit: bool) -> None:
-        """A request started, on a cached state or not: the rate forgets in some 30 requests."""
-        self.state_hit_rate += (float(hit) - self.state_hit_rate) / 32
-
     def clear(self) -> None:
         self.core.clear()
         self.row_tokens.fill(0)

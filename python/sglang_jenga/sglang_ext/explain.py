@@ -58,11 +58,16 @@ class Step(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What a match saw. ``rest``: the key under which the walk found no child, None: none asked."""
+    """What a match saw.
+
+    unpinned_tokens: of the tokens of all steps, those that only the cache holds. rest: the key
+    under which the walk found no child, None: none asked.
+    """
 
     prompt_tokens: int
     hit_tokens: int
     image_tokens: int
+    unpinned_tokens: int
     steps: tuple[Step, ...]
     rest: Any
 
@@ -158,14 +163,15 @@ class HitLog:
         if has_images:
             self.cut_tokens[CROSS] = 0
 
-    def note_start(self, req: Req, root: UnifiedTreeNode) -> None:
-        """``req`` starts to run on what its last match found. Retracted ones were counted."""
+    def note_start(self, req: Req, root: UnifiedTreeNode) -> Walk | None:
+        """``req`` starts to run on what its last match found: that, None for one that was counted
+        before it was retracted."""
         walk: Walk | None = getattr(req, WALK, None)
         if walk is None:
-            return
+            return None
         setattr(req, WALK, None)
         if req.retraction_count:
-            return
+            return None
         full_only = sum([step.num_tokens for step in walk.steps])
         is_cut = walk.hit_tokens < full_only
         passed = tuple(self._passed(step) for step in walk.steps) if is_cut else ()
@@ -189,6 +195,7 @@ class HitLog:
         self.full_only_tokens += full_only
         if passed:
             self.cut_tokens[self._cut_by(start)] += full_only - start.hit_tokens
+        return walk
 
     def _passed(self, step: Step) -> Passed:
         """A missing piece is named with its cause as it is now: once back, it can go again."""

@@ -146,7 +146,9 @@ class ArenaRadixCache(EvictingRadixCache):
         self._last_match.forget()
         self._arena.starvation.note_start(digest_of(req))
         if not self.disable:
-            self.hits.note_start(req, self.tree_core.root_node)
+            walk = self.hits.note_start(req, self.tree_core.root_node)
+            if walk is not None:
+                self._arena.note_prompt(walk.prompt_tokens, walk.unpinned_tokens)
 
     # ---- sliding ---------------------------------------------------------------------------
 

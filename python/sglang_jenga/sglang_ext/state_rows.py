@@ -103,7 +103,6 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
             # A hit continues from a copy of the cached state, made by the first forward.
             hit = req.kv.mamba_cow_src_index is not None
             req.kv.mamba_needs_clear = not hit
-            arena.note_state_start(hit=hit)
         if self.snapshot_grid_tokens is not None:
             self._grant_snapshots(reqs)
         self._write_mappings(rows, reqs)

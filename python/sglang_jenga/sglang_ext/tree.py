@@ -216,6 +216,11 @@ class ArenaTreeCore(UnifiedTreeCore):
             prompt_tokens=len(key),
             hit_tokens=hit_tokens,
             image_tokens=image_tokens,
+            unpinned_tokens=sum(
+                step.num_tokens
+                for step in self.steps
+                if not step.node.component_data[BASE_COMPONENT_TYPE].lock_ref
+            ),
             steps=tuple(self.steps),
             rest=cut.child_key_at(seen, self.page_size) if seen < len(cut) else None,
         )
