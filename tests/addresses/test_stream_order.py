@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.managers.scheduler import Scheduler
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lives import live
 from machine import Machine, make_kinds
+from arena_guard import ArenaGuard
 from overlap import OverlapLoop
 from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext.state_strategy import LAZY
@@ -159,29 +158,15 @@ def test_sglang_does_so_after_each_launch_before_anything_else() -> None:
 # ---- only forwards touch the arena ------------------------------------------------------------
 
 
-class _ArenaUntouched(TorchDispatchMode):
-    """Raises where an operation reads or writes bytes of the arena."""
+class _ForwardsOnly(ArenaGuard):
+    """Raises where the arena's bytes are read or written outside of a forward."""
 
-    def __init__(self, memory: torch.Tensor) -> None:
-        super().__init__()
-        self._memory = memory.untyped_storage().data_ptr()
-        self.is_forward = False
-        self.in_forwards = 0
+    is_forward = False
+    in_forwards = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        leaves = tree_leaves((args, kwargs or {}))
-        touched = any(
-            isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() == self._memory
-            for leaf in leaves
-        )
-        is_view = any(result.alias_info for result in func._schema.returns) and not any(
-            argument.alias_info and argument.alias_info.is_write
-            for argument in func._schema.arguments
-        )
-        if touched and not is_view:
-            assert self.is_forward, f"{func} touches the arena outside of a forward"
-            self.in_forwards += 1
-        return func(*args, **(kwargs or {}))
+    def check(self, func: Any, tensors: list[torch.Tensor]) -> None:
+        assert self.is_forward, f"{func} touches the arena outside of a forward"
+        self.in_forwards += 1
 
 
 KINDS = {
@@ -192,14 +177,14 @@ KINDS = {
 }
 
 
-def guarded(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Machine, _ArenaUntouched]:
+def guarded(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Machine, _ForwardsOnly]:
     """A machine, and a guard that knows when it is in a forward."""
     kinds = KINDS[kind]
     base = Machine if kinds.states is None else StateMachine
     machine = base(kinds, large_pages=600, chunk_tokens=64)
     pool = machine.arena.get_kvcache()
     memory = getattr(pool, "full_kv_pool", pool).k_buffer[0]
-    guard = _ArenaUntouched(memory)
+    guard = _ForwardsOnly(memory)
     for name in ("forward_extend", "forward_decode"):
         forward = getattr(machine, name)
 
