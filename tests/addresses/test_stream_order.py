@@ -15,9 +15,9 @@ import pytest
 import torch
 from sglang.srt.managers.scheduler import Scheduler
 
+from arena_guard import ArenaGuard
 from lives import live
 from machine import Machine, make_kinds
-from arena_guard import ArenaGuard
 from overlap import OverlapLoop
 from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext.state_strategy import LAZY
