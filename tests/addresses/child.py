@@ -53,11 +53,14 @@ def tell(**found: Any) -> None:
 
 
 def serving(main: Callable[[], None]) -> None:
-    """Run ``main`` of a program as a scheduler process does: plugins loaded, jenga published."""
-    from sglang.srt.plugins import load_plugins
+    """Run ``main`` of a program in a published configuration, on SGLang's own functions.
 
-    load_plugins()
-    from sglang.srt.runtime_context import get_context
+    Plugins are not loaded: the portable CPU platform would replace the kernels in question.
+    """
+    from sglang.srt.runtime_context import get_context, get_parallel
 
-    with get_context().override_server_args(radix_cache_backend="jenga", device="cpu"):
+    with (
+        get_context().override_server_args(radix_cache_backend="jenga", device="cpu"),
+        get_parallel().override(attn_dcp_rank=0),
+    ):
         main()

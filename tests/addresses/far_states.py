@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
+from sglang.kernels.ops.attention.fla import fused_recurrent
 
 from child import serving, tell
 from sglang_jenga.core.geometry import plan_arena
@@ -69,18 +72,14 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def try_served(
     name: str, pair: tuple[Kernel, Kernel], conv: torch.Tensor, ssm: torch.Tensor, ids: torch.Tensor
-) -> dict[str, float | str | None]:
+) -> dict[str, float | str]:
     """One layer's call against float64: outputs, and the states that it left."""
     kernel, reference = pair
     near = fill(conv, ssm, ids)
     expected = reference(near, torch.arange(BATCH), inputs())
-    try:
-        out = kernel(States(conv=conv, ssm=ssm), ids, inputs())
-    except Exception as error:  # the interpreter cannot run every kernel, wherever it reads
-        return {"kernel": name, "not_interpreted": f"{type(error).__name__}: {error}"[:200]}
+    out = kernel(States(conv=conv, ssm=ssm), ids, inputs())
     return {
         "kernel": name,
-        "not_interpreted": None,
         "error": difference(out, expected),
         "state_error": max(difference(conv[ids], near.conv), difference(ssm[ids], near.ssm)),
     }
@@ -94,7 +93,14 @@ def try_refused(kernel: Kernel, conv: torch.Tensor, ssm: torch.Tensor, ids: torc
     return difference(kernel(States(conv=conv, ssm=ssm), ids, inputs()), expected)
 
 
+@triton.jit
+def exp(x):  # type: ignore[no-untyped-def]
+    return tl.exp(x)
+
+
 def main() -> None:
+    # SGLang's module has an alias of tl.exp; the interpreter knows it by its own name only.
+    fused_recurrent.exp = exp
     for beyond in BEYOND:
         convs, ssms, ids = layers_of(beyond)
         conv, ssm = convs[-1], ssms[-1]

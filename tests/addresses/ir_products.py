@@ -18,6 +18,7 @@ _OP = re.compile(r"\s*(?:(%[\w.]+)(?::(\d+))? = )?\"?([\w.]+)\"?(.*)")
 _ARGUMENT = re.compile(r"(%[\w.]+): ([^,{)]+)")
 _BLOCK = re.compile(r"\s*(\^\w+)\((.*)\):")
 _BRANCH = re.compile(r"(\^\w+)(?:\(([^:)]*)[^)]*\))?")
+_LOCATION = re.compile(r"\s+loc\(.*\)\s*$")
 _PRODUCTS = ("arith.muli", "arith.shli")
 
 
@@ -47,14 +48,14 @@ class _Graph:
         for value, inputs in self.inputs.items():
             for one in inputs:
                 users[one].add(value)
-        return _closure(sources, users)
+        return closure(sources, users)
 
     def made_of(self, value: str) -> set[str]:
         """All values that go into ``value``, itself included."""
-        return _closure([value], self.inputs)
+        return closure([value], self.inputs)
 
 
-def _closure(start: Iterable[str], edges: dict[str, set[str]]) -> set[str]:
+def closure(start: Iterable[str], edges: dict[str, set[str]]) -> set[str]:
     seen, waiting = set(), list(start)
     while waiting:
         value = waiting.pop()
@@ -120,75 +121,126 @@ def _pointers_from(graph: _Graph, named: set[str]) -> set[str]:
 
 
 def _is_32_bit(line: str) -> bool:
-    types = re.sub(r"\s+loc\(.*\)\s*$", "", line).rsplit(" : ", 1)[-1]
+    types = line.rsplit(" : ", 1)[-1]
     return re.search(r"(^|x|<)i(8|16|32)\b", types) is not None
 
 
 def _read(ttir: str) -> _Graph:
     """The values of a function and what they are made from, loops and branches joined."""
-    graph = _Graph()
-    regions: list[tuple[list[str], list[str]]] = []  # results, values carried by a loop
-    blocks = {
-        match[1]: [name for name, _ in _ARGUMENT.findall(match[2])]
-        for match in map(_BLOCK.match, ttir.splitlines())
-        if match
-    }
+    reader = _Reader(ttir)
     for line in ttir.splitlines():
-        if line.lstrip().startswith(("#", "module", "tt.func")):
-            continue
+        if not line.lstrip().startswith(("#", "module", "tt.func")):
+            reader.read(_LOCATION.sub("", line).rstrip())
+    return reader.graph
+
+
+@dataclass(slots=True)
+class _Region:
+    """A body in braces. results: of the operation that has it; carried: from turn to turn."""
+
+    results: list[str]
+    carried: list[str]
+    names: dict[str, str] = field(default_factory=dict)
+
+
+class _Reader:
+    """Reads line by line. Names are of a body: siblings use the same ones for other values."""
+
+    def __init__(self, ttir: str) -> None:
+        self.graph = _Graph()
+        self._regions = [_Region(results=[], carried=[])]
+        self._count = 0
+        # Blocks are jumped to before they are read; they lie in the function itself.
+        self._blocks = {
+            match[1]: [name for name, _ in _ARGUMENT.findall(match[2])]
+            for match in map(_BLOCK.match, ttir.splitlines())
+            if match
+        }
+
+    def read(self, line: str) -> None:
+        text = line.strip()
+        if text.startswith("}"):
+            self._close(opens=text.endswith("{"))
+            return
         match = _OP.match(line)
-        opens = re.sub(r"\s+loc\(.*\)\s*$", "", line).rstrip().endswith("{")
-        if line.strip().startswith("}"):
-            if not opens and regions:  # "} else {" and "} do {" go on with the same results
-                regions.pop()
-            continue
-        if match is None or not match[3]:
-            continue
+        if match is None or text.startswith("^"):
+            return
         name, count, op, rest = match.groups()
-        results = [] if name is None else [name] if not count else _numbered(name, int(count))
-        values = _VALUE.findall(rest.split(" : ")[0] if op != "scf.while" else rest)
+        operands = rest if op == "scf.while" else rest.split(" : ")[0]
+        values = [self._known(value) for value in _VALUE.findall(operands)]
         if op in ("cf.br", "cf.cond_br"):
-            for target, given in _BRANCH.findall(rest):
-                for argument, value in zip(
-                    blocks.get(target, ()), _VALUE.findall(given), strict=False
-                ):
-                    graph.inputs[argument].add(value)
-            continue
-        if op in ("scf.yield", "scf.condition"):
-            _yield(graph, regions[-1] if regions else ([], []), values, op)
-            continue
-        if opens:
-            carried = re.findall(r"(%[\w.]+) = (%[\w.]+(?:#\d+)?)", rest)
-            if op == "scf.for":
-                carried = carried[1:]  # the first is the counter
-            for (argument, start), result in zip(
-                carried, results or [""] * len(carried), strict=True
-            ):
-                graph.inputs[argument].add(start)
-                if result:
-                    graph.inputs[result].add(start)
-            regions.append((results, [argument for argument, _ in carried]))
-            if op not in ("scf.for", "scf.if", "scf.while"):  # a reduction of its operands
-                for result in results:
-                    graph.inputs[result].update(values)
-            continue
-        for result in results:
-            graph.inputs[result].update(values)
-            graph.op[result] = op
-            graph.text[result] = line.strip()
+            self._jump(rest)
+        elif op in ("scf.yield", "scf.condition"):
+            self._yield(values[1:] if op == "scf.condition" else values)
+        elif text.endswith("{"):
+            self._open(op, name, count, rest, values)
+        elif name is not None:
+            self._define(op, name, count, values, text)
+
+    def _known(self, value: str) -> str:
+        """The value that a name means here. Parameters and blocks' values keep theirs."""
+        name, _, number = value.partition("#")
+        for region in reversed(self._regions):
+            if name in region.names:
+                return region.names[name] + (f"#{number}" if number else "")
+        return value
+
+    def _new(self, name: str) -> str:
+        self._count += 1
+        self._regions[-1].names[name] = f"{name}@{self._count}"
+        return self._regions[-1].names[name]
+
+    def _results(self, name: str | None, count: str | None) -> list[str]:
+        if name is None:
+            return []
+        unique = self._new(name)
+        return [f"{unique}#{i}" for i in range(int(count))] if count else [unique]
+
+    def _define(self, op: str, name: str, count: str | None, values: list[str], text: str) -> None:
+        for result in self._results(name, count):
+            # What is loaded through an address is not made of it.
+            self.graph.inputs[result].update(() if op in _LOADS else values)
+            self.graph.op[result] = op
+            self.graph.text[result] = text
         if op == "tt.addptr":
-            graph.pointers.append((values[0], values[1]))
-    return graph
+            self.graph.pointers.append((values[0], values[1]))
 
+    def _open(
+        self, op: str, name: str | None, count: str | None, rest: str, values: list[str]
+    ) -> None:
+        results = self._results(name, count)
+        pairs = re.findall(r"(%[\w.]+) = (%[\w.]+(?:#\d+)?)", rest)
+        if op == "scf.for":
+            pairs = pairs[1:]  # the first is the counter
+        starts = [self._known(start) for _, start in pairs]
+        self._regions.append(_Region(results=results, carried=[]))
+        carried = [self._new(argument) for argument, _ in pairs]
+        self._regions[-1].carried = carried
+        for names in (carried, results):
+            self._pass_on(starts, names)
+        if op not in ("scf.for", "scf.if", "scf.while"):  # a reduction of its operands
+            for result in results:
+                self.graph.inputs[result].update(values)
 
-def _numbered(name: str, count: int) -> list[str]:
-    return [f"{name}#{i}" for i in range(count)]
+    def _close(self, *, opens: bool) -> None:
+        """The end of a body; "} else {" and "} do {" go on with the same results."""
+        region = self._regions.pop()
+        if opens:
+            again = _Region(results=region.results, carried=region.carried)
+            self._regions.append(again)
+        elif not self._regions:
+            self._regions.append(region)  # the end of the function and of the module
 
+    def _yield(self, values: list[str]) -> None:
+        """What a body hands out goes into its results, and into what its loop carries."""
+        self._pass_on(values, self._regions[-1].results)
+        self._pass_on(values, self._regions[-1].carried)
 
-def _yield(graph: _Graph, region: tuple[list[str], list[str]], values: list[str], op: str) -> None:
-    """What a region hands out goes into its results, and into what its loop carries."""
-    results, carried = region
-    values = values[1:] if op == "scf.condition" else values
-    for names in (results, carried):
+    def _jump(self, rest: str) -> None:
+        for target, given in _BRANCH.findall(rest):
+            values = [self._known(value) for value in _VALUE.findall(given)]
+            self._pass_on(values, self._blocks.get(target, []))
+
+    def _pass_on(self, values: list[str], names: list[str]) -> None:
         for name, value in zip(names, values, strict=False):
-            graph.inputs[name].add(value)
+            self.graph.inputs[name].add(value)

@@ -56,4 +56,5 @@ class FarWorkload(Workload):
     def far_bytes(self) -> torch.Tensor:
         """Bytes of the arena from the batch's first large page on, and nothing else that is used.
         ``[n]`` uint8, a view."""
-        return self.buffer.bytes[self.case.below_bytes // self.plan.large_page_bytes :]
+        size = self.plan.large_page_bytes
+        return self.buffer.bytes[self.case.below_bytes // size * size :]

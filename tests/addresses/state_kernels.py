@@ -24,10 +24,23 @@ from sglang.kernels.ops.mamba.causal_conv1d_triton import causal_conv1d_fn, caus
 from sglang.kernels.ops.mamba.mamba_state_scatter_triton import track_mamba_states_all_layers
 from sglang.kernels.ops.mamba.triton_ops.mamba_ssm import selective_state_update
 
+for _function in (
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    fused_recurrent_gated_delta_rule_packed_decode,
+    fused_sigmoid_gating_delta_rule_update,
+    linear_decode_forward_triton,
+    seg_la_fwd,
+    selective_state_update,
+    track_mamba_states_all_layers,
+):
+    if not _function.__module__.startswith("sglang."):
+        raise RuntimeError(f"{_function} is not SGLang's own: a plugin replaced it")
+
 # SGLang enters the device of a state's tensor; torch's CPU has nothing to enter.
 torch.cpu.device = lambda *_: contextlib.nullcontext()
 
-BATCH, HEADS, KEY_HEADS, DIM, WIDTH = 2, 4, 2, 32, 4
+BATCH, HEADS, KEY_HEADS, DIM, WIDTH = 2, 4, 2, 128, 4
 CHANNELS = 2 * KEY_HEADS * DIM + HEADS * DIM
 CONV_SHAPE, SSM_SHAPE = (CHANNELS, WIDTH - 1), (HEADS, DIM, DIM)
 CONV_DTYPE, SSM_DTYPE = torch.float16, torch.float32

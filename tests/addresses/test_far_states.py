@@ -15,9 +15,6 @@ import child
 
 pytestmark = pytest.mark.slow
 
-#: Triton's interpreter cannot run it at any offset; tests of its compiled form stand in.
-NOT_INTERPRETED = {"gated delta net packed decode"}
-
 
 @pytest.fixture(scope="module")
 def everything() -> list[dict[str, Any]]:
@@ -28,27 +25,26 @@ def everything() -> list[dict[str, Any]]:
 def found(request: pytest.FixtureRequest, everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = [row for row in everything if row["beyond"] == 2**request.param]
     for row in rows:
-        # A convolution's elements are half as wide, so the same slots lie at twice the offset.
-        assert row["ssm_element"] >= 2 ** (request.param - 1), row
-        assert row["conv_element"] >= row["beyond"], row
+        assert min(row["ssm_element"], row["conv_element"]) >= row["beyond"], row
     return rows
 
 
 @pytest.mark.parametrize(
     "kernel",
-    ["conv1d update", "conv1d prefill", "SSM update", "gated delta net decode"],
+    [
+        "conv1d update",
+        "conv1d prefill",
+        "SSM update",
+        "gated delta net decode",
+        "gated delta net packed decode",
+    ],
 )
 def test_states_are_read_and_written_beyond_32_bits(
     found: list[dict[str, Any]], kernel: str
 ) -> None:
     (row,) = (row for row in found if row["kernel"] == kernel)
-    assert row["not_interpreted"] is None, row
     assert row["error"] < 5e-3, row
     assert row["state_error"] < 5e-3, row
-
-
-def test_what_the_interpreter_cannot_run_is_known(found: list[dict[str, Any]]) -> None:
-    assert {row["kernel"] for row in found if row.get("not_interpreted")} == NOT_INTERPRETED
 
 
 def test_snapshots_are_copied_in_every_layer(found: list[dict[str, Any]]) -> None:
