@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Program: the launches of SGLang's triton attention backend, compiled for the GPU of argument 1.
 
-Forwards of every way in which the backend reads a pool: decode with one query head per K/V head,
-with several, on the persistent grid ("lean"), extend in two stages and, for deterministic answers,
-in one.
+Forwards of every way in which the backend reads a pool on NVIDIA: decode with one query head per
+K/V head and with several, extend in two stages and, for deterministic answers, in one.
 """
 
 from __future__ import annotations
@@ -74,9 +73,9 @@ def main() -> None:
                 compile_and_tell(batch, made, kind)
         made = forward(batch, 1)
         compile_and_tell(f"{batch}, int32 ids", made, FULL, torch.int32)
-        made.backend.enable_lean_attention = True
-        made.backend.enable_deterministic = batch == "extend"
-        compile_and_tell("lean" if batch == "decode" else "deterministic", made, WINDOW)
+    made.backend.enable_deterministic = True
+    for kind in (FULL, WINDOW):
+        compile_and_tell("deterministic", made, kind)
 
 
 if __name__ == "__main__":

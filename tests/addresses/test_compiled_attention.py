@@ -25,7 +25,7 @@ def labelled(found: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
     return [row for row in found if row["label"] == label]
 
 
-@pytest.mark.parametrize("label", ["decode", "extend", "lean", "deterministic"])
+@pytest.mark.parametrize("label", ["decode", "extend", "deterministic"])
 def test_no_32_bit_product_of_a_slot_id_reaches_an_address(
     found: list[dict[str, Any]], label: str
 ) -> None:

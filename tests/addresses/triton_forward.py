@@ -19,6 +19,7 @@ from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from transformers import PretrainedConfig
 
 from paged_cases import FULL, WINDOW, Problem, Workload
 from sglang_jenga.arena.tables import Translation
@@ -78,7 +79,8 @@ class TritonForward:
                 v_head_dim=case.full.head_dim,
                 swa_v_head_dim=case.window.head_dim,
                 is_encoder_decoder=False,
-                hf_config=SimpleNamespace(architectures=["none"]),
+                linear_attn_registry_result=None,
+                hf_config=PretrainedConfig(architectures=["none"]),
                 get_max_num_attention_heads=lambda: heads,
                 get_num_kv_heads=lambda *sizes: case.full.num_kv_heads,
             ),
@@ -105,6 +107,7 @@ class TritonForward:
             extend_prefix_lens_cpu=prefix,
             extend_seq_lens=torch.tensor(new),
             extend_seq_lens_cpu=new,
+            extend_start_loc=torch.cumsum(torch.tensor([0, *new]), 0)[:-1],
             out_cache_loc=torch.from_numpy(np.concatenate(last)),
             encoder_lens=None,
             encoder_lens_cpu=None,
