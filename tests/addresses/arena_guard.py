@@ -9,8 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-#: Reads and writes of the slots that an index names, not of a view as a whole.
+#: Reads and writes of the slots that an index names, not of a view as a whole; and new memory of a
+#: view's type.
 _BY_INDEX = {
+    torch.ops.aten.new_empty.default,
     torch.ops.aten.index.Tensor,
     torch.ops.aten.index_put_.default,
     torch.ops.aten._index_put_impl_.default,

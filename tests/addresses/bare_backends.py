@@ -7,8 +7,11 @@ is None, as for a model without the feature.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,11 +19,37 @@ from typing import Any
 import pytest
 import torch
 from sglang.kernels.ops.attention import flash_attention_v3, flash_attention_v4
-from sglang.srt.layers.attention import trtllm_mha_backend
-from sglang.srt.layers.attention.flashattention_backend import FlashAttentionBackend
-from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, WrapperDispatch
-from sglang.srt.layers.attention.trtllm_mha_backend import TRTLLMHAAttnBackend
+from sglang.srt.layers.attention import flashinfer_backend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+
+@contextmanager
+def _without_its_libraries() -> Iterator[None]:
+    """sgl_kernel's Python without its libraries, which load where there is a driver of NVIDIA.
+
+    What is imported meanwhile is forgotten afterwards: other tests must not meet it.
+    """
+    before = dict(sys.modules)
+    spec = importlib.util.find_spec("sgl_kernel")
+    assert spec is not None and spec.submodule_search_locations, "sgl_kernel comes with sglang"
+    package = ModuleType("sgl_kernel")
+    package.__path__ = list(spec.submodule_search_locations)
+    package.__getattr__ = lambda name: None  # type: ignore[method-assign]
+    sys.modules["sgl_kernel"] = package
+    try:
+        yield
+    finally:
+        for name in set(sys.modules) - set(before):
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+with _without_its_libraries():
+    fa3 = importlib.import_module("sgl_kernel.flash_attn")
+    flashattention_backend = importlib.import_module(
+        "sglang.srt.layers.attention.flashattention_backend"
+    )
+    trtllm_mha_backend = importlib.import_module("sglang.srt.layers.attention.trtllm_mha_backend")
 
 
 class Missing(SimpleNamespace):
@@ -64,14 +93,12 @@ def flashinfer(pool: Any, batch: Any, calls: Calls, patch: pytest.MonkeyPatch, *
         return found, torch.zeros(q.shape[:2])
 
     wrapper = SimpleNamespace(forward=paged, forward_return_lse=with_lse)
-    from sglang.srt.layers.attention import flashinfer_backend
-
-    patch.setattr(flashinfer_backend, "_safe_merge_state", lambda o1, s1, o2, s2: (o1, s1))
+    patch.setattr(flashinfer_backend, "_safe_merge_state", lambda o, s, *_: (o, s), raising=False)
     return bare(
-        FlashInferAttnBackend,
+        flashinfer_backend.FlashInferAttnBackend,
         token_to_kv_pool=pool,
         num_wrappers=2,
-        dispatch_reason=WrapperDispatch.SLIDING_WINDOW,
+        dispatch_reason=flashinfer_backend.WrapperDispatch.SLIDING_WINDOW,
         kv_cache_quant_method=SimpleNamespace(needs_global_scale=lambda: False),
         prefill_wrapper_ragged=wrapper,
         forward_metadata=Missing(
@@ -97,7 +124,7 @@ def flash_attention(
     table = torch.zeros(batch.batch_size, 1, dtype=torch.int32)
     lengths = torch.ones(batch.batch_size, dtype=torch.int32)
     return bare(
-        FlashAttentionBackend,
+        flashattention_backend.FlashAttentionBackend,
         token_to_kv_pool=pool,
         page_size=page,
         fa_impl_ver=version,
@@ -118,27 +145,18 @@ def flash_attention(
 
 
 def _sgl_kernel_flash_attention(calls: Calls, patch: pytest.MonkeyPatch) -> None:
-    """sgl_kernel's own Python for fa3, from its source: the package loads libraries of CUDA."""
-    spec = importlib.util.find_spec("sgl_kernel")
-    assert spec is not None and spec.submodule_search_locations, "sgl_kernel comes with sglang"
-    package = ModuleType("sgl_kernel")
-    package.__path__ = list(spec.submodule_search_locations)
-    package.flash_ops = ModuleType("flash_ops")
-    patch.setitem(sys.modules, "sgl_kernel", package)
-    for name in ("debug_utils", "flash_attn"):
-        patch.delitem(sys.modules, f"sgl_kernel.{name}", raising=False)
-    module = importlib.import_module("sgl_kernel.flash_attn")
+    """sgl_kernel's own Python for fa3 down to the operation of its library."""
 
     def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> Any:
         return calls.note(q, k, v), None
 
     ops = SimpleNamespace(sgl_kernel=SimpleNamespace(fwd=SimpleNamespace(default=kernel)))
-    patch.setattr(module, "torch", _with(torch, ops=ops))
+    patch.setattr(fa3, "torch", _with(torch, ops=ops))
     patch.setattr(flash_attention_v3, "_is_fa3_supported", lambda *_: True)
     patch.setattr(
         flash_attention_v3,
         "_load_fa3_kernels",
-        lambda: {"flash_attn_with_kvcache": module.flash_attn_with_kvcache},
+        lambda: {"flash_attn_with_kvcache": fa3.flash_attn_with_kvcache},
     )
 
 
@@ -170,7 +188,7 @@ def trtllm(
     )
     patch.setattr(trtllm_mha_backend, "flashinfer", kernels, raising=False)
     made = bare(
-        TRTLLMHAAttnBackend,
+        trtllm_mha_backend.TRTLLMHAAttnBackend,
         token_to_kv_pool=pool,
         page_size=page,
         is_xqa_impl=xqa,
@@ -187,6 +205,7 @@ def trtllm(
         swa_page_table=torch.zeros(batch.batch_size, 1, dtype=torch.int32),
         cache_seqlens_int32=lengths,
         cu_seqlens_q=torch.arange(batch.batch_size + 1),
+        mixed_prefill_reqs=-1,
         swa_out_cache_loc=batch.out_cache_loc,
         max_seq_len_q=1,
     )
