@@ -135,6 +135,8 @@ def to_ptx(source: str, folder: Path, *, architecture: str = "sm_90a") -> str:
             "--expt-relaxed-constexpr",
             "-ptx",
             f"-arch={architecture}",
+            # The compiler's wheel may be a minor version ahead of that of the headers.
+            "-DCCCL_DISABLE_CTK_COMPATIBILITY_CHECK",
             f"-DSGL_CUDA_ARCH={int(re.sub('[^0-9]', '', architecture)) * 10}",
             *[f"-I{path}" for path in includes],
             str(file),

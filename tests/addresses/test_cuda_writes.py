@@ -12,37 +12,40 @@ from ir_products import Products
 
 pytestmark = pytest.mark.slow
 
-_HEAD = "#include <cuda_bf16.h>\n#include <cuda_fp8.h>\n"
-#: Explicit instantiations, with what SGLang's Python would give them for heads of 128 in bfloat16.
+#: Explicit instantiations, with what SGLang's Python would give them for heads of 128 in bfloat16;
+#: PDL: whether launches overlap.
 SOURCES = {
     "store_cache": (
         "#include <elementwise/kvcache.cuh>\n"
-        "template struct sglang::StoreKVCacheKernel<4096, 4096, 64, true>;\n"
+        "template struct sglang::StoreKVCacheKernel<4096, 4096, 64, PDL>;\n"
     ),
     "rope and store": (
         "#include <elementwise/rope.cuh>\n"
-        "template struct sglang::FusedRopeKernel<true, 128, true, bf16_t, bf16_t>;\n"
+        "template struct sglang::FusedRopeKernel<true, 128, PDL, __nv_bfloat16, __nv_bfloat16>;\n"
     ),
     "fp8 write": (
         "#include <attention/fused_fp8_qkv_kv_cache.cuh>\n"
-        "template struct sglang::FusedFp8QkvKvCache<bf16_t, true>;\n"
+        "template struct sglang::FusedFp8QkvKvCache<__nv_bfloat16, PDL>;\n"
     ),
     "conv1d of CUDA": (
         "#include <mamba/causal_conv1d.cuh>\n"
-        "template void sglang::mamba_conv::causal_conv1d_update<bf16_t>(tvm::ffi::TensorView, "
-        "tvm::ffi::TensorView, tvm::ffi::TensorView, tvm::ffi::Optional<tvm::ffi::TensorView>, "
+        "template void sglang::mamba_conv::causal_conv1d_update<__nv_bfloat16>("
+        "tvm::ffi::TensorView, tvm::ffi::TensorView, tvm::ffi::TensorView, "
+        "tvm::ffi::Optional<tvm::ffi::TensorView>, "
         "bool, tvm::ffi::Optional<tvm::ffi::TensorView>, "
         "tvm::ffi::Optional<tvm::ffi::TensorView>, int64_t);\n"
     ),
 }
 
 
-def products(name: str, folder: Path) -> dict[str, Products]:
+def products(name: str, folder: Path, architecture: str = "sm_90a") -> dict[str, Products]:
     """Of each kernel of a source that has products of loaded integers in its addresses."""
     why = ptx_products.why_no_nvcc()
     if why:
         pytest.skip(why)
-    ptx = ptx_products.to_ptx(SOURCES[name], folder)
+    # Launches that overlap are for Hopper and later.
+    source = SOURCES[name].replace("PDL", "false" if architecture == "sm_80" else "true")
+    ptx = ptx_products.to_ptx(source, folder, architecture=architecture)
     found = {
         kernel: ptx_products.products_in_addresses(body)
         for kernel, body in ptx_products.entries(ptx).items()
@@ -50,9 +53,10 @@ def products(name: str, folder: Path) -> dict[str, Products]:
     return {kernel: one for kernel, one in found.items() if one.narrow or one.wide}
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a", "sm_120a"])
 @pytest.mark.parametrize("name", ["store_cache", "rope and store", "fp8 write"])
-def test_slot_ids_are_multiplied_in_64_bits(name: str, tmp_path: Path) -> None:
-    found = products(name, tmp_path)
+def test_slot_ids_are_multiplied_in_64_bits(name: str, architecture: str, tmp_path: Path) -> None:
+    found = products(name, tmp_path, architecture)
     assert found, "no product of a loaded id was found at all"
     for kernel, one in found.items():
         assert one.narrow == (), f"{kernel}: {one.narrow}"

@@ -157,7 +157,7 @@ def test_xqa_decode_gets_the_views_and_its_prefill_copies_the_pages_of_the_batch
     assert k.shape[0] == REQUESTS, "one page for each request, copied"
 
 
-def test_xqa_prefill_without_lengths_on_the_host_stacks_the_whole_arena(
+def test_xqa_prefill_without_host_lengths_stacks_the_arena(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench = Bench("trtllm_mha, XQA", "extend", 16, monkeypatch)
