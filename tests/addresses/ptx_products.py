@@ -120,6 +120,7 @@ def to_ptx(source: str, folder: Path, *, architecture: str = "sm_90a") -> str:
     includes = [
         packages / "sglang" / "kernels" / "jit" / "csrc",
         packages / "sglang" / "kernels" / "jit" / "include",
+        packages / "flashinfer" / "data" / "include",
         packages / "tvm_ffi" / "include",
         packages / "nvidia" / "cu13" / "include",
         packages / "nvidia" / "cu13" / "include" / "cccl",

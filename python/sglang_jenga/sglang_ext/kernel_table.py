@@ -72,6 +72,7 @@ KERNELS: tuple[KernelRow, ...] = (
         limit="page_tokens * slot elements below 2^32; K and V of one stride",
         evidence=(
             f"{_T}/test_no_copies.py::test_kernels_get_the_views_themselves",
+            f"{_T}/test_cuda_products.py::test_slot_ids_are_multiplied_in_64_bits",
             f"{_FI}/include/flashinfer/page.cuh:199",
             f"{_FI}/csrc/batch_decode.cu:179",
             f"{_SRT}/flashinfer_backend.py:1563",
@@ -86,6 +87,7 @@ KERNELS: tuple[KernelRow, ...] = (
         limit="page_tokens * slot elements below 2^32",
         evidence=(
             f"{_T}/test_no_copies.py::test_kernels_get_the_views_themselves",
+            f"{_T}/test_cuda_products.py::test_slot_ids_are_multiplied_in_64_bits",
             f"{_FI}/include/flashinfer/page.cuh:199",
             f"{_FI}/include/flashinfer/attention/prefill.cuh:3938",
             f"{_SRT}/flashinfer_backend.py:335",
@@ -188,7 +190,7 @@ KERNELS: tuple[KernelRow, ...] = (
         verdict="compiled",
         finding="64-bit products of slot id and stride",
         evidence=(
-            f"{_T}/test_cuda_writes.py::test_slot_ids_are_multiplied_in_64_bits",
+            f"{_T}/test_cuda_products.py::test_slot_ids_are_multiplied_in_64_bits",
             f"{_JIT}/elementwise/kvcache.cuh:77",
         ),
     ),
@@ -200,7 +202,7 @@ KERNELS: tuple[KernelRow, ...] = (
         finding="64-bit products of slot id and stride",
         limit="K and V of one stride",
         evidence=(
-            f"{_T}/test_cuda_writes.py::test_slot_ids_are_multiplied_in_64_bits",
+            f"{_T}/test_cuda_products.py::test_slot_ids_are_multiplied_in_64_bits",
             f"{_JIT}/elementwise/rope.cuh:225",
         ),
     ),
@@ -211,7 +213,7 @@ KERNELS: tuple[KernelRow, ...] = (
         verdict="compiled",
         finding="64-bit products of slot id and stride",
         evidence=(
-            f"{_T}/test_cuda_writes.py::test_slot_ids_are_multiplied_in_64_bits",
+            f"{_T}/test_cuda_products.py::test_slot_ids_are_multiplied_in_64_bits",
             f"{_JIT}/attention/fused_fp8_qkv_kv_cache.cuh:82",
         ),
     ),

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's CUDA kernels that write K/V multiply slot ids in 64 bits, read off their PTX."""
+"""CUDA kernels multiply slot ids in 64 bits, read off their PTX.
+
+Those of SGLang that write K/V, and the addresses that FlashInfer's kernels read at.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from ir_products import Products
 
 pytestmark = pytest.mark.slow
 
+REFUSED = "conv1d of CUDA"
 #: Explicit instantiations, with what SGLang's Python would give them for heads of 128 in bfloat16;
 #: PDL: whether launches overlap.
 SOURCES = {
@@ -27,7 +31,17 @@ SOURCES = {
         "#include <attention/fused_fp8_qkv_kv_cache.cuh>\n"
         "template struct sglang::FusedFp8QkvKvCache<__nv_bfloat16, PDL>;\n"
     ),
-    "conv1d of CUDA": (
+    # FlashInfer's kernels take the addresses of K and V from this header.
+    "pages of flashinfer": (
+        "#include <flashinfer/page.cuh>\n"
+        "__global__ void read(flashinfer::paged_kv_t<__nv_bfloat16, int32_t> kv,\n"
+        "                     __nv_bfloat16* out) {\n"
+        "  size_t at = kv.protective_get_kv_offset(blockIdx.x, blockIdx.y, threadIdx.y,\n"
+        "                                          threadIdx.x, kv.indptr[blockIdx.z]);\n"
+        "  out[threadIdx.x] = kv.k_data[at];\n"
+        "}\n"
+    ),
+    REFUSED: (
         "#include <mamba/causal_conv1d.cuh>\n"
         "template void sglang::mamba_conv::causal_conv1d_update<__nv_bfloat16>("
         "tvm::ffi::TensorView, tvm::ffi::TensorView, tvm::ffi::TensorView, "
@@ -54,7 +68,9 @@ def products(name: str, folder: Path, architecture: str = "sm_90a") -> dict[str,
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a", "sm_120a"])
-@pytest.mark.parametrize("name", ["store_cache", "rope and store", "fp8 write"])
+@pytest.mark.parametrize(
+    "name", ["store_cache", "rope and store", "fp8 write", "pages of flashinfer"]
+)
 def test_slot_ids_are_multiplied_in_64_bits(name: str, architecture: str, tmp_path: Path) -> None:
     found = products(name, tmp_path, architecture)
     assert found, "no product of a loaded id was found at all"
@@ -62,9 +78,9 @@ def test_slot_ids_are_multiplied_in_64_bits(name: str, architecture: str, tmp_pa
         assert one.narrow == (), f"{kernel}: {one.narrow}"
 
 
-def test_the_convolution_that_is_refused_is_found_out(tmp_path: Path) -> None:
+def test_the_convolution_of_32_bits_is_found_out(tmp_path: Path) -> None:
     """The control: its states are addressed by 32-bit products."""
-    found = products("conv1d of CUDA", tmp_path)
+    found = products(REFUSED, tmp_path)
     assert any(one.narrow for one in found.values()), found
 
 
