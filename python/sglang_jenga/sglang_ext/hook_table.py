@@ -75,6 +75,13 @@ HOOKS: tuple[Hook, ...] = (
         upstream="a registry of embedding caches that init_mm_embedding_cache consults",
     ),
     Hook(
+        target=f"{_SRT}.managers.scheduler.Scheduler._apply_war_barrier",
+        parameters=("self",),
+        kind="uses",
+        reason="on CUDA no forward in flight sees a table entry of a later step",
+        upstream="none needed: the order of table writes and forwards as a documented promise",
+    ),
+    Hook(
         target=f"{_SRT}.managers.schedule_policy.SchedulePolicy.calc_priority",
         parameters=("self", "waiting_queue"),
         kind="after",
