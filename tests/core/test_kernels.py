@@ -122,7 +122,7 @@ def test_xqa_counts_heads_of_an_arena_in_32_bits():
     """64-byte heads: fp8 of 64 elements. One large page below 256 GiB is served."""
     spec = full(layers=24, heads=8, k=64, itemsize=1)
     page = plan_arena([spec], arena_bytes=GIB).large_page_bytes
-    for arena_bytes, refused in ((2**32 * 64 - page, False), (2**32 * 64 + page, True)):
+    for arena_bytes, refused in ((2**32 * 64 - page, False), (2**32 * 64 + 2 * page, True)):
         plan = plan_arena([spec], arena_bytes=arena_bytes)
         said = attention_problems(plan, use("trtllm_mha"))
         assert bool(said) is refused

@@ -26,7 +26,7 @@ from sglang_jenga.core.kernels import (
     state_problem,
 )
 from sglang_jenga.core.plan import ArenaPlan
-from sglang_jenga.sglang_ext.kernel_table import CPU, KernelRow, rows_for
+from sglang_jenga.sglang_ext.kernel_table import CPU, KernelRow, Verdict, rows_for
 
 #: Operations of the table's ``states`` that a family runs.
 STATE_OPERATIONS = {
@@ -152,11 +152,13 @@ def _in_phases(row: KernelRow, phases: Sequence[str]) -> bool:
     return any(word in row.operation for phase in phases for word in said[phase])
 
 
-_HOW = {
+#: Verdicts of the table as boot log, doctor and docs/backends.md say them.
+VERDICT_WORDS: dict[Verdict, str] = {
     "ran": "proved by running",
     "compiled": "proved by compiling",
     "read": "proved by reading",
     "unchecked": "unchecked",
+    "refused": "refused",
 }
 
 
@@ -164,6 +166,5 @@ def _line(row: KernelRow, where: str) -> str:
     evidence = f" ({', '.join(row.evidence)})" if row.evidence else ""
     limit = f", while {row.limit}" if row.limit else ""
     finding = f": {row.finding}" if row.verdict in ("unchecked", "refused") else ""
-    return (
-        f"{row.backend} {row.operation} on {where}: {_HOW[row.verdict]}{evidence}{limit}{finding}"
-    )
+    known = VERDICT_WORDS[row.verdict] + evidence + limit + finding
+    return f"{row.backend} {row.operation} on {where}: {known}"
