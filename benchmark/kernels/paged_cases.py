@@ -26,7 +26,7 @@ from sglang_jenga.sglang_ext.pools import ArenaHybridKVPool
 FULL, WINDOW = 0, 1
 KIND_NAMES = ("full", "window")
 _CHUNK_TOKENS = 64
-_NAN_BYTE = 0xFF  # two of them are a NaN in bfloat16 and float16, four in float32
+NAN_BYTE = 0xFF  # two of them are a NaN in bfloat16 and float16, four in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,16 +117,23 @@ class Workload:
         self.dtype = dtype
         self.kinds = _model_kinds(case)
         self.plan = _plan(case, self.kinds, dtype)
-        self.buffer = ArenaBuffer(self.plan, device)
-        self.buffer.bytes[self.plan.large_page_bytes :].fill_(_NAN_BYTE)
+        self.buffer = self._make_buffer(device)
         self.pool = ArenaHybridKVPool(self.buffer, self.kinds, dtype)
         self._generator = torch.Generator(device).manual_seed(seed)
         self.slots = _allocate(case, self.plan)
+        self._poison()
         for kind, layers in enumerate((self.kinds.full, self.kinds.window)):
             ids = torch.from_numpy(np.concatenate(self.slots[kind])).to(device)
             for layer in layers:
                 for view in self.pool.get_kv_buffer(layer.layer_id):
                     view[ids] = self.random(len(ids), *view.shape[1:])
+
+    def _make_buffer(self, device: str) -> ArenaBuffer:
+        return ArenaBuffer(self.plan, device)
+
+    def _poison(self) -> None:
+        """NaN everywhere but in the sink."""
+        self.buffer.bytes[self.plan.large_page_bytes :].fill_(NAN_BYTE)
 
     def random(self, *shape: int) -> torch.Tensor:
         """Normal numbers of the case's dtype."""

@@ -6,7 +6,8 @@ serves an arena when it multiplies slot ids in 64 bits, follows strides, and its
 nothing. Each row says for which GPUs that is known and how; what is known in no way says so.
 
 Sources are named as in the installed packages: ``sglang/...:line``, ``flashinfer/...:line`` of the
-release that the hooks are checked against. Tests are named as pytest takes them.
+release that the hooks are checked against. Tests are named as pytest takes them. That an operation
+runs right says nothing of its speed, nor of what only a GPU can show.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def rows_for(backend: str, architecture: str) -> tuple[KernelRow, ...]:
     )
 
 
+_T = "tests/addresses"
 _K = "sglang/kernels/ops"
 _SRT = "sglang/srt/layers/attention"
 _JIT = "sglang/kernels/jit/csrc"
@@ -126,6 +128,7 @@ KERNELS: tuple[KernelRow, ...] = (
         finding="an int32 page id becomes size_t before it meets a uint32 stride",
         limit="page_tokens * slot elements below 2^32; K and V of one stride",
         evidence=(
+            f"{_T}/test_no_copies.py::test_kernels_get_the_views_themselves",
             f"{_FI}/include/flashinfer/page.cuh:199",
             f"{_FI}/csrc/batch_decode.cu:179",
             f"{_SRT}/flashinfer_backend.py:1563",
@@ -139,6 +142,7 @@ KERNELS: tuple[KernelRow, ...] = (
         finding="the same header; offsets are kept as size_t",
         limit="page_tokens * slot elements below 2^32",
         evidence=(
+            f"{_T}/test_no_copies.py::test_kernels_get_the_views_themselves",
             f"{_FI}/include/flashinfer/page.cuh:199",
             f"{_FI}/include/flashinfer/attention/prefill.cuh:3938",
             f"{_SRT}/flashinfer_backend.py:335",
@@ -148,9 +152,11 @@ KERNELS: tuple[KernelRow, ...] = (
         backend="triton",
         operation="decode",
         architectures=EVERY_GPU,
-        verdict="read",
+        verdict="ran",
         finding="slot id times stride without a cast; the backend's ids are int64",
         evidence=(
+            f"{_T}/test_far_attention.py::test_attention_is_right_beyond_32_bits",
+            f"{_T}/test_compiled_attention.py::test_no_32_bit_product_of_a_slot_id_reaches_an_address",
             f"{_K}/attention/decode_attention.py:332",
             f"{_SRT}/triton_backend.py:907",
         ),
@@ -159,9 +165,11 @@ KERNELS: tuple[KernelRow, ...] = (
         backend="triton",
         operation="extend",
         architectures=EVERY_GPU,
-        verdict="read",
+        verdict="ran",
         finding="slot id times stride without a cast; the backend's ids are int64",
         evidence=(
+            f"{_T}/test_far_attention.py::test_attention_is_right_beyond_32_bits",
+            f"{_T}/test_compiled_attention.py::test_no_32_bit_product_of_a_slot_id_reaches_an_address",
             f"{_K}/attention/extend_attention.py:591",
             f"{_SRT}/triton_backend.py:1022",
         ),
@@ -180,7 +188,10 @@ KERNELS: tuple[KernelRow, ...] = (
         architectures=(HOPPER, BLACKWELL, BLACKWELL_RTX),
         verdict="read",
         finding="64-bit pointers and strides",
-        evidence=(f"{_K}/attention/flash_attention_v4.py:230",),
+        evidence=(
+            f"{_T}/test_no_copies.py::test_kernels_get_the_views_themselves",
+            f"{_K}/attention/flash_attention_v4.py:231",
+        ),
     ),
     KernelRow(
         backend="fa4",
@@ -188,7 +199,10 @@ KERNELS: tuple[KernelRow, ...] = (
         architectures=(HOPPER, BLACKWELL, BLACKWELL_RTX),
         verdict="refused",
         finding="it makes K and V contiguous first: a copy of the whole arena for every layer",
-        evidence=(f"{_K}/attention/flash_attention_v4.py:235",),
+        evidence=(
+            f"{_T}/test_no_copies.py::test_fa4_copies_views_of_heads_of_256",
+            f"{_K}/attention/flash_attention_v4.py:235",
+        ),
     ),
     KernelRow(
         backend="trtllm_mha",
@@ -197,7 +211,10 @@ KERNELS: tuple[KernelRow, ...] = (
         verdict="read",
         finding="TMA with byte strides; the stride of a page is a C int",
         limit="page_tokens * slot elements below 2^31",
-        evidence=(f"{_FI}/csrc/trtllm_fmha_kernel_launcher.cu:508",),
+        evidence=(
+            f"{_T}/test_no_copies.py::test_kernels_get_the_views_themselves",
+            f"{_FI}/csrc/trtllm_fmha_kernel_launcher.cu:508",
+        ),
     ),
     KernelRow(
         backend="trtllm_mha",
@@ -214,56 +231,82 @@ KERNELS: tuple[KernelRow, ...] = (
         architectures=(HOPPER, BLACKWELL_RTX),
         verdict="read",
         finding="right, and slow: it copies the pages of the batch for every layer",
-        evidence=(f"{_SRT}/trtllm_mha_backend.py:455", f"{_SRT}/trtllm_mha_backend.py:1441"),
+        limit="the host knows the batch's lengths; without them it copies the whole arena",
+        evidence=(
+            f"{_T}/test_no_copies.py::test_xqa_prefill_without_host_lengths_stacks_the_arena",
+            f"{_SRT}/trtllm_mha_backend.py:455",
+            f"{_SRT}/trtllm_mha_backend.py:1441",
+        ),
     ),
     KernelRow(
         backend="pools",
         operation="store_cache",
         architectures=EVERY_GPU,
-        verdict="read",
-        finding="int64 strides",
-        evidence=(f"{_JIT}/elementwise/kvcache.cuh:77",),
+        verdict="compiled",
+        finding="64-bit products of slot id and stride",
+        evidence=(
+            f"{_T}/test_cuda_writes.py::test_slot_ids_are_multiplied_in_64_bits",
+            f"{_JIT}/elementwise/kvcache.cuh:77",
+        ),
     ),
     KernelRow(
         backend="pools",
         operation="rope and store",
         architectures=EVERY_GPU,
-        verdict="read",
-        finding="int64 strides",
+        verdict="compiled",
+        finding="64-bit products of slot id and stride",
         limit="K and V of one stride",
-        evidence=(f"{_JIT}/elementwise/rope.cuh:225",),
+        evidence=(
+            f"{_T}/test_cuda_writes.py::test_slot_ids_are_multiplied_in_64_bits",
+            f"{_JIT}/elementwise/rope.cuh:225",
+        ),
     ),
     KernelRow(
         backend="pools",
         operation="fp8 write",
         architectures=EVERY_GPU,
-        verdict="read",
-        finding="int64 strides",
-        evidence=(f"{_JIT}/attention/fused_fp8_qkv_kv_cache.cuh:82",),
+        verdict="compiled",
+        finding="64-bit products of slot id and stride",
+        evidence=(
+            f"{_T}/test_cuda_writes.py::test_slot_ids_are_multiplied_in_64_bits",
+            f"{_JIT}/attention/fused_fp8_qkv_kv_cache.cuh:82",
+        ),
     ),
     KernelRow(
         backend="states",
         operation="conv1d update and prefill (triton)",
         architectures=EVERY_GPU,
-        verdict="read",
+        verdict="ran",
         finding="the slot id becomes int64 before it meets a stride",
-        evidence=(f"{_K}/mamba/causal_conv1d_triton.py:1",),
+        evidence=(
+            f"{_T}/test_far_states.py::test_states_are_read_and_written_beyond_32_bits",
+            f"{_T}/test_compiled_states.py::test_no_32_bit_product_of_a_slot_id_reaches_a_state",
+            f"{_K}/mamba/causal_conv1d_triton.py:116",
+        ),
     ),
     KernelRow(
         backend="states",
         operation="SSM update (triton)",
         architectures=EVERY_GPU,
-        verdict="read",
+        verdict="ran",
         finding="the slot id becomes int64 before it meets a stride",
-        evidence=(f"{_K}/mamba/triton_ops/mamba_ssm.py:1",),
+        evidence=(
+            f"{_T}/test_far_states.py::test_states_are_read_and_written_beyond_32_bits",
+            f"{_T}/test_compiled_states.py::test_no_32_bit_product_of_a_slot_id_reaches_a_state",
+            f"{_K}/mamba/triton_ops/mamba_ssm.py:178",
+        ),
     ),
     KernelRow(
         backend="states",
         operation="gated delta net decode (triton)",
         architectures=EVERY_GPU,
-        verdict="read",
+        verdict="ran",
         finding="the slot id becomes int64 before it meets a stride",
-        evidence=(f"{_K}/attention/fla/fused_recurrent.py:1",),
+        evidence=(
+            f"{_T}/test_far_states.py::test_states_are_read_and_written_beyond_32_bits",
+            f"{_T}/test_compiled_states.py::test_no_32_bit_product_of_a_slot_id_reaches_a_state",
+            f"{_K}/attention/fla/fused_recurrent.py:223",
+        ),
     ),
     KernelRow(
         backend="states",
@@ -277,9 +320,13 @@ KERNELS: tuple[KernelRow, ...] = (
         backend="states",
         operation="snapshot copies (triton)",
         architectures=EVERY_GPU,
-        verdict="read",
+        verdict="ran",
         finding="the slot id becomes int64 before it meets a stride",
-        evidence=(f"{_K}/mamba/mamba_state_scatter_triton.py:1",),
+        evidence=(
+            f"{_T}/test_far_states.py::test_snapshots_are_copied_in_every_layer",
+            f"{_T}/test_compiled_states.py::test_no_32_bit_product_of_a_slot_id_reaches_a_state",
+            f"{_K}/mamba/mamba_state_scatter_triton.py:108",
+        ),
     ),
     KernelRow(
         backend="states",
