@@ -29,6 +29,7 @@ from sglang_jenga.cli import simulate as simulate_command  # noqa: E402
 from sglang_jenga.cli.spans import ASCII  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
+from sglang_jenga.core.kernels import ATTENTION_BACKENDS  # noqa: E402
 from sglang_jenga.core.request_digest import request_digest  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.diagnose import ON_CPU, how_attached  # noqa: E402
@@ -74,8 +75,9 @@ def refusals() -> str:
 
 def backends() -> str:
     """One row per backend, operation and GPU: how it is known that it reads an arena right."""
+    order = (*ATTENTION_BACKENDS, "torch_native", "pools", "states")
     rows = []
-    for row in KERNELS:
+    for row in sorted(KERNELS, key=lambda row: order.index(row.backend)):
         for where in row.architectures:
             places = ", ".join(f"`{place}`" for place in row.evidence)
             known = VERDICT_WORDS[row.verdict] + (f": {places}" if places else "")
