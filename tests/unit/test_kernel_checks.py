@@ -6,7 +6,8 @@ There is no GPU here: the capability of one is faked, what is asked of it is rea
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ from sglang_jenga.core.kernels import (
     architecture,
 )
 from sglang_jenga.models.jamba_config import JambaConfig
-from sglang_jenga.sglang_ext import assembly, diagnose, foresee, kernel_checks
+from sglang_jenga.sglang_ext import assembly, diagnose, foresee
 from sglang_jenga.sglang_ext import setup as arena_setup
 from sglang_jenga.sglang_ext.config import ARENA_SIZE
 from sglang_jenga.sglang_ext.kernel_checks import (
@@ -158,31 +159,25 @@ def test_a_server_refuses_before_it_makes_pools(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("hopper")
-def test_doctor_says_it_before_the_weights_are_loaded(
-    tiny_gemma3: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_says_it_before_the_weights_are_loaded(tiny_gemma3: Path, tmp_path: Path) -> None:
+    """The same model with heads of 256, on a backend that would copy them."""
     diagnose.attached()
-    words = ["--model-path", str(tiny_gemma3), "--device", "cpu", "--page-size", "16"]
-    words += ["--attention-backend", "trtllm_mha"]
-    seen = diagnose.Verdict()
-    monkeypatch.setattr("sglang.srt.platforms.current_platform", None, raising=False)
-    monkeypatch.setattr(
-        "sglang.srt.arg_groups.overrides.attention_backends_of", lambda view: ("trtllm_mha",) * 2
-    )
-    seen = diagnose.command_line([*words[:-1], "triton"])
+    wide = tmp_path / "wide"
+    shutil.copytree(tiny_gemma3, wide)
+    config = json.loads((wide / "config.json").read_text(encoding="utf-8"))
+    (wide / "config.json").write_text(json.dumps({**config, "head_dim": 256}), encoding="utf-8")
+
+    def doctor(model: Path) -> diagnose.Verdict:
+        words = ["--model-path", str(model), "--device", "cpu", "--attention-backend", "fa4"]
+        return diagnose.command_line(words)
+
+    seen = doctor(tiny_gemma3)
     assert not seen.problems
-    assert "copies the K and V" in seen.warnings[0]
-    assert any("decode (XQA) on sm90" in line for line in seen.kernels)
-    real = kernel_checks.attention_problems
-    monkeypatch.setattr(
-        kernel_checks,
-        "attention_problems",
-        lambda plan, use: (*real(plan, use), f"{use.decode} is refused on {use.gpu}"),
-    )
-    assert diagnose.command_line([*words[:-1], "triton"]).problems == (
-        "trtllm_mha is refused on sm90",
-    )
-    found = diagnose._kernels(replace(seen, kernels=("a",), warnings=("b",)))
+    assert seen.kernels[0].startswith("fa4 decode and extend, heads other than 256 on sm90: proved")
+    refused = doctor(wide)
+    assert ["heads of 256" in said for said in refused.problems] == [True, True], refused
+    assert not refused.kernels
+    found = diagnose._kernels(diagnose.Verdict(kernels=("a",), warnings=("b",)))
     assert found == {"check": "kernels", "ok": True, "says": ["b", "a"]}
 
 
