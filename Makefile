@@ -20,8 +20,8 @@ ROUTER := .venv-router/bin/python
 BROWSER := .venv-browser/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast test-gpu identity check format docs bench-kernels bench-capacity \
-	bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp upstream-check \
+.PHONY: help env demo test test-fast test-gpu gpu-report identity check format docs bench-kernels \
+	bench-capacity bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp upstream-check \
 	upstream-demo clean
 
 help: ## list the commands
@@ -59,6 +59,9 @@ test-fast: $(STAMP) ## what is done in three minutes: no servers, nothing slow
 
 test-gpu: $(STAMP) ## kernels and a server on CUDA; reports "not run" elsewhere
 	@$(PY) -m pytest -m gpu tests/gpu $(ARGS)
+
+gpu-report: $(STAMP) ## all that a first GPU is asked, in half an hour: benchmark/gpu
+	@$(PY) scripts/gpu_report.py $(ARGS)
 
 identity: $(STAMP) ## answers equal stock SGLang's: every model, variant, scenario (hours)
 	@$(PY) benchmark/identity/run.py $(ARGS)

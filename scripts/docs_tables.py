@@ -29,11 +29,14 @@ from sglang_jenga.cli import simulate as simulate_command  # noqa: E402
 from sglang_jenga.cli.spans import ASCII  # noqa: E402
 from sglang_jenga.core.catalog import CATALOG, model_kinds  # noqa: E402
 from sglang_jenga.core.geometry import plan_arena  # noqa: E402
+from sglang_jenga.core.kernels import ATTENTION_BACKENDS  # noqa: E402
 from sglang_jenga.core.request_digest import request_digest  # noqa: E402
 from sglang_jenga.core.sizes import format_bytes  # noqa: E402
 from sglang_jenga.sglang_ext.diagnose import ON_CPU, how_attached  # noqa: E402
 from sglang_jenga.sglang_ext.hook_table import HOOKS  # noqa: E402
 from sglang_jenga.sglang_ext.hooks import SUPPORTED_SGLANG  # noqa: E402
+from sglang_jenga.sglang_ext.kernel_checks import VERDICT_WORDS  # noqa: E402
+from sglang_jenga.sglang_ext.kernel_table import KERNELS  # noqa: E402
 from sglang_jenga.sglang_ext.metric_table import METRICS, PREFIX  # noqa: E402
 from sglang_jenga.sglang_ext.refusal_table import REFUSALS  # noqa: E402
 from sglang_jenga.sglang_ext.refusals import problem  # noqa: E402
@@ -68,6 +71,19 @@ def refusals() -> str:
             for r in sorted(REFUSALS, key=lambda row: (row.is_environment, row.flag))
         ],
     )
+
+
+def backends() -> str:
+    """One row per backend, operation and GPU: how it is known that it reads an arena right."""
+    order = (*ATTENTION_BACKENDS, "torch_native", "pools", "states")
+    rows = []
+    for row in sorted(KERNELS, key=lambda row: order.index(row.backend)):
+        for where in row.architectures:
+            places = ", ".join(f"`{place}`" for place in row.evidence)
+            known = VERDICT_WORDS[row.verdict] + (f": {places}" if places else "")
+            said = row.finding + (f"; while {row.limit}" if row.limit else "")
+            rows.append((f"`{row.backend}`", row.operation, where, known, said))
+    return table(("backend", "operation", "GPU", "known by", "finding"), rows)
 
 
 def geometry() -> str:
@@ -319,6 +335,7 @@ def simulate() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "refusals": refusals,
+    "backends": backends,
     "geometry": geometry,
     "metrics": metrics,
     "top": top,

@@ -108,7 +108,10 @@ def median_us(call: Callable[[], torch.Tensor]) -> float:
 
 
 def measure(
-    case: Case, device: str, timer: Callable[[Callable[[], torch.Tensor]], float]
+    case: Case,
+    device: str,
+    timer: Callable[[Callable[[], torch.Tensor]], float],
+    gpu: str | None = None,
 ) -> Iterator[Row]:
     """One row per kind and kernel, as soon as it is measured."""
     workload = Workload(case, device=device, dtype=DTYPE)
@@ -116,7 +119,7 @@ def measure(
         problem = workload.problem(kind)
         contiguous = problem.on_contiguous_pools()
         expected = reference(problem)
-        for name, prepare in calls_for(problem).items():
+        for name, prepare in calls_for(problem, gpu).items():
             on_arena, on_pools = prepare(problem), prepare(contiguous)
             ours, theirs = on_arena().clone(), on_pools().clone()
             yield Row(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from paged_cases import Problem, paged_indices
+from vendor_calls import as_pages, vendor_calls
 
 Call = Callable[[], torch.Tensor]
 
@@ -21,16 +22,6 @@ Call = Callable[[], torch.Tensor]
 WORKSPACE_BYTES = 384 * 2**20
 #: --triton-attention-num-kv-splits
 MAX_KV_SPLITS = 8
-
-
-def _as_pages(cache: torch.Tensor, page_tokens: int) -> torch.Tensor:
-    """``[slots, heads, dim]`` as ``[pages, page_tokens, heads, dim]`` without a copy."""
-    num_slots, heads, dim = cache.shape
-    slot, head, element = cache.stride()
-    return cache.as_strided(
-        (num_slots // page_tokens, page_tokens, heads, dim),
-        (page_tokens * slot, slot, head, element),
-    )
 
 
 def flashinfer_prefill(problem: Problem) -> Call:
@@ -57,7 +48,7 @@ def flashinfer_prefill(problem: Problem) -> Call:
         q_data_type=problem.q.dtype,
         kv_data_type=problem.k.dtype,
     )
-    cache = (_as_pages(problem.k, problem.page_tokens), _as_pages(problem.v, problem.page_tokens))
+    cache = (as_pages(problem.k, problem.page_tokens), as_pages(problem.v, problem.page_tokens))
     return partial(wrapper.run, problem.q, cache)
 
 
@@ -89,7 +80,7 @@ def flashinfer_decode(problem: Problem, *, use_tensor_cores: bool) -> Call:
         q_data_type=problem.q.dtype,
         kv_data_type=problem.k.dtype,
     )
-    cache = (_as_pages(problem.k, problem.page_tokens), _as_pages(problem.v, problem.page_tokens))
+    cache = (as_pages(problem.k, problem.page_tokens), as_pages(problem.v, problem.page_tokens))
     return partial(wrapper.run, problem.q, cache)
 
 
@@ -190,8 +181,10 @@ def triton_extend(problem: Problem) -> Call:
     return run
 
 
-def calls_for(problem: Problem) -> dict[str, Callable[[Problem], Call]]:
+def calls_for(problem: Problem, gpu: str | None = None) -> dict[str, Callable[[Problem], Call]]:
     """Every kernel that serves this problem, by name.
+
+    ``gpu``: the generation whose own kernels are asked too, None: those that run everywhere.
 
     As SGLang's flashinfer backend, FlashInfer is given no attention sinks and no head above 256.
     """
@@ -208,4 +201,4 @@ def calls_for(problem: Problem) -> dict[str, Callable[[Problem], Call]]:
         calls["triton extend"] = triton_extend
         if flashinfer:
             calls["flashinfer prefill"] = flashinfer_prefill
-    return calls
+    return calls if gpu is None else {**calls, **vendor_calls(problem, gpu)}

@@ -14,27 +14,27 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+#: Behind it lie the states of the second half: 2**31 elements of float32, 2**32 of bfloat16.
+BELOW_BYTES = 2**33 + 2**20
 sys.path.insert(0, str(RESULTS.parents[1]))
 
-from provenance import commit  # noqa: E402
+from provenance import commit, gpu_facts  # noqa: E402
+
+from sglang_jenga.sglang_ext.kernel_checks import gpu_of  # noqa: E402
 
 
 def environment() -> dict[str, str]:
     """What a reader needs to repeat the run."""
-    packages = ("sglang", "sglang-jenga", "torch", "triton", "flashinfer-python")
     return {
-        "device": torch.cuda.get_device_name(),
-        "cuda": str(torch.version.cuda),
+        **gpu_facts(),
         "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **{name: metadata.version(name) for name in packages},
     }
 
 
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"(torch {torch.__version__}). Run the same command on one with an NVIDIA GPU."
         )
         return 0
+    import state_calls
     from paged_bench import MODELS, Row, cases, fitting, lines, measure, median_us
 
     models = args.model or list(MODELS)
@@ -67,20 +68,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         if fitted is None:
             print(f"{case.name}: not run, one request does not fit this GPU's memory")
             continue
-        for row in measure(fitted, "cuda", median_us):
+        for row in measure(fitted, "cuda", median_us, gpu_of("cuda")):
             rows.append(row)
             print(lines([row])[-1], flush=True)
+        torch.cuda.empty_cache()
+    checks = []
+    for below_bytes in (0, BELOW_BYTES):
+        if torch.cuda.mem_get_info()[0] < 4 * below_bytes:
+            print(f"states behind {below_bytes:,} B: not run, they do not fit this GPU's memory")
+            continue
+        checks += [
+            check(state_calls.States(device="cuda", below_bytes=below_bytes))
+            for check in state_calls.CHECKS
+        ]
         torch.cuda.empty_cache()
     args.output.mkdir(parents=True, exist_ok=True)
     name = facts["device"].replace(" ", "-").lower()
     target = args.output / f"{name}-{facts['time'][:10]}.jsonl"
     with target.open("w", encoding="utf-8") as file:
-        for record in (facts, *({**asdict(row), "ratio": row.ratio} for row in rows)):
+        measured = ({**asdict(row), "ratio": row.ratio} for row in rows)
+        for record in (facts, *measured, *map(asdict, checks)):
             file.write(json.dumps(record) + "\n")
-    print("\n".join(["", *lines(rows), "", f"raw lines: {target}"]))
+    table = [*lines(rows), "", *state_calls.lines(checks)]
+    described = [f"{facts['device']}, driver {facts['driver']}, CUDA {facts['cuda']}, sglang"]
+    described[0] += f" {facts['sglang']}, torch {facts['torch']}, commit {facts['commit']}"
+    target.with_suffix(".md").write_text("\n".join([*described, "", *table, ""]), encoding="utf-8")
+    print("\n".join(["", *table, "", f"raw lines: {target}"]))
     wrong = [row for row in rows if not row.equal_bits]
+    wrong += [check for check in checks if not (check.equal and check.untouched)]
     if wrong:
-        print(f"{len(wrong)} kernels answer differently on arena views: see 'equal bits' above")
+        print(f"{len(wrong)} kernels answer differently on arena views: see NO above")
     return 1 if wrong else 0
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from provenance import commit  # noqa: E402
+from provenance import commit, gpu_facts  # noqa: E402
 
 from agents import Agents  # noqa: E402
 from agents import run as run_agents  # noqa: E402
@@ -146,6 +146,7 @@ SHAPES = {
     ),
 }
 MANAGERS = ("stock", "jenga")
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,25 +170,26 @@ class Sample:
 class Server:
     """A real server in its own process group; its log is the source of batch figures."""
 
-    def __init__(self, checkpoint: Path, shape: Shape, manager: str, log: Path) -> None:
+    def __init__(
+        self, checkpoint: Path, shape: Shape, manager: str, log: Path, device: str
+    ) -> None:
         self.port = free_port()
         self.log = log
         command = [
             sys.executable, "-m", "sglang.launch_server", "--model-path", str(checkpoint),
-            "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu",
-            "--dtype", "float32", "--mem-fraction-static", "0.5",
+            "--host", "127.0.0.1", "--port", str(self.port), "--device", device,
+            "--dtype", DTYPES[device], "--mem-fraction-static", "0.5",
             "--max-total-tokens", str(shape.max_total_tokens), "--chunked-prefill-size", "1024",
             "--decode-log-interval", "1", "--random-seed", "0", *shape.flags,
         ]  # fmt: skip
         if manager == "jenga":
             command += ["--radix-cache-backend", "jenga"]
-        # Both sides compute attention with the same backend, so only memory differs.
-        # One thread: with more, tiny operators wait for each other whenever the client runs.
-        environ = {
-            **os.environ, "SGLANG_JENGA_REFERENCE_ATTENTION": "1", "OMP_NUM_THREADS": "1",
-            # Architectures that stock serves wrongly or not at all get the same model file.
-            "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models",
-        }  # fmt: skip
+        # Architectures that stock serves wrongly or not at all get the same model file.
+        environ = {**os.environ, "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_jenga.models"}
+        if device == "cpu":
+            # Both sides compute attention with the same backend, so only memory differs. One
+            # thread: with more, tiny operators wait for each other whenever the client runs.
+            environ |= {"SGLANG_JENGA_REFERENCE_ATTENTION": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environ,
             start_new_session=True,
@@ -261,14 +263,20 @@ def bench(
 
 
 def measure(
-    name: str, shape: Shape, checkpoint: Path, rounds: int, logs: Path, states: list[dict]
+    name: str,
+    shape: Shape,
+    checkpoint: Path,
+    rounds: int,
+    logs: Path,
+    states: list[dict],
+    device: str,
 ) -> list[Sample]:
     """``states`` receives, for models that have some, what requests pinned step by step."""
     samples = []
     for turn in range(rounds):
         for manager in MANAGERS:
             log = logs / f"{name}-{manager}-{turn}.log"
-            server = Server(checkpoint, shape, manager, log)
+            server = Server(checkpoint, shape, manager, log, device)
             try:
                 server.wait()
                 for workload, flags in shape.workloads.items():
@@ -340,6 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
     parser.add_argument("--workload", nargs="+", help="only these (as 'agents')")
+    parser.add_argument("--device", choices=sorted(DTYPES), default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
@@ -359,9 +368,11 @@ def main() -> None:
                 chosen = {w: f for w, f in shape.workloads.items() if w in args.workload}
                 shape = replace(shape, workloads=chosen)
             checkpoint = build(shape.family, Path(work) / name, preset=shape.preset)
-            samples += measure(name, shape, checkpoint, args.rounds, Path(work), states)
+            samples += measure(
+                name, shape, checkpoint, args.rounds, Path(work), states, args.device
+            )
     header = {"command": " ".join(sys.argv), "commit": commit(), "versions": versions}
-    header["machine"] = machine
+    header["machine"] = machine | (gpu_facts() if args.device == "cuda" else {})
     raw = [json.dumps(header), *(json.dumps(asdict(sample)) for sample in samples)]
     (args.out / "serving.jsonl").write_text("\n".join(raw) + "\n")
     (args.out / "serving.md").write_text(table(samples))

@@ -290,7 +290,7 @@ def test_on_real_state_models_an_exhaustive_search_finds_nothing_better(model, p
         most = states * sizes[1] // (page_tokens * sizes[0]) + 2
         for small_pages in range(max(1, most - 20), most):
             tokens = small_pages * page_tokens
-            unit = math.lcm(32 * tokens, 32 * states)
+            unit = math.lcm(full.spec.head_bytes * tokens, 32 * states)
             large = -(-max(tokens * sizes[0], states * sizes[1]) // unit) * unit
             slots = [tokens, states]
             assert chosen <= lost_bytes(needed, sizes, [large // n for n in slots], slots)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One claim about pool writes, checked on whatever device has one."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,15 +12,16 @@ from batches import make_case
 from paged_cases import FULL, WINDOW, Workload
 
 
-def assert_only_written_rows_changed(*, device: str, dtype: torch.dtype, page_tokens: int) -> None:
+def assert_only_written_rows_changed(
+    *, device: str, dtype: torch.dtype, page_tokens: int, below_bytes: int = 0
+) -> None:
     """``set_kv_buffer`` of both kinds puts K and V where the views read them, other bytes stay.
 
     Locations are the batch's slots in the given order; location 0 of every kind is the sink, which
     the kernel may skip.
     """
-    workload = Workload(
-        make_case("full 1x128, window 2x64", "prefill", page_tokens), device=device, dtype=dtype
-    )
+    case = make_case("full 1x128, window 2x64", "prefill", page_tokens)
+    workload = Workload(replace(case, below_bytes=below_bytes), device=device, dtype=dtype)
     pool, kinds = workload.pool, workload.kinds
     before = workload.buffer.bytes.clone()
     written = torch.zeros_like(before, dtype=torch.bool)

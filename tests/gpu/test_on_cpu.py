@@ -10,15 +10,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 import paged_bench
+import state_calls
+import vendor_calls
 from batches import BATCHES, HEADS, make_case
 from paged_calls import Call
 from paged_cases import (
@@ -33,6 +38,7 @@ from paged_cases import (
     reference,
 )
 from pool_writes import assert_only_written_rows_changed
+from sglang_jenga.core import kernels
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "benchmark" / "kernels"
@@ -244,6 +250,114 @@ def test_flashinfer_has_the_arguments_that_we_pass() -> None:
     assert shared <= set(decode)
 
 
+def arguments(package: str, module: str, function: str) -> set[str]:
+    """Parameter names of an installed function, from its source."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / module).read_text(encoding="utf-8"))
+    (found,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    return {a.arg for a in (*found.args.args, *found.args.kwonlyargs)}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "package", "module", "function"),
+    [
+        (
+            partial(vendor_calls.flash_attention, version=3),
+            "sglang",
+            "kernels/ops/attention/flash_attention.py",
+            "flash_attn_with_kvcache",
+        ),
+        (
+            vendor_calls.trtllm_decode,
+            "flashinfer",
+            "decode.py",
+            "trtllm_batch_decode_with_kv_cache",
+        ),
+        (
+            vendor_calls.trtllm_prefill,
+            "flashinfer",
+            "prefill.py",
+            "trtllm_batch_context_with_kv_cache",
+        ),
+    ],
+    ids=["flash attention", "trtllm decode", "trtllm prefill"],
+)
+@pytest.mark.parametrize("batch", sorted(BATCHES))
+def test_kernels_of_one_gpu_get_the_arguments_that_they_have(
+    batch: str,
+    prepare: Callable[[Problem], Call],
+    package: str,
+    module: str,
+    function: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their packages load only with CUDA: a stand-in takes what they would be given."""
+    stand_in = ModuleType("stand_in")
+    setattr(stand_in, function, lambda **given: given)
+    path = f"{package}.{module.removesuffix('.py').replace('/', '.')}"
+    monkeypatch.setitem(sys.modules, path, stand_in)
+    problem = workload(batch=batch, page=16).problem(WINDOW)
+    given = prepare(problem)()
+    assert isinstance(given, dict) and set(given) <= arguments(package, module, function)
+    views = given["kv_cache"] if "kv_cache" in given else (given["k_cache"], given["v_cache"])
+    assert [view.data_ptr() for view in views] == [problem.k.data_ptr(), problem.v.data_ptr()]
+    table = given["block_tables"] if "block_tables" in given else given["page_table"]
+    for row, slots in zip(table.tolist(), problem.slots, strict=True):
+        pages = (slots[::16] // 16).tolist()
+        assert row == pages + [0] * (len(row) - len(pages)), "short rows end in the sink"
+
+
+def test_a_gpu_is_asked_for_the_kernels_that_it_has_and_that_are_served() -> None:
+    narrow, wide = (
+        workload(heads, "decode", 16).problem(FULL)
+        for heads in ("equal heads", "full 2x256, window 8x64")
+    )
+    named = {gpu: set(vendor_calls.vendor_calls(narrow, gpu)) for gpu in kernels.EVERY_GPU}
+    assert named == {
+        "sm80": {"fa3 decode"},
+        "sm90": {"fa3 decode", "fa4 decode", "trtllm_mha decode"},
+        "sm100": {"fa4 decode", "trtllm_mha decode"},
+        "sm120": {"fa4 decode", "trtllm_mha decode"},
+    }
+    assert not [name for name in vendor_calls.vendor_calls(wide, "sm100") if "fa4" in name]
+
+
+def small_states(monkeypatch: pytest.MonkeyPatch) -> state_calls.States:
+    for name, size in {"HEADS": 2, "HEAD_DIM": 4, "STATE": 8, "CHANNELS": 16}.items():
+        monkeypatch.setattr(state_calls, name, size)
+    return state_calls.States(device="cpu", below_bytes=4096)
+
+
+def test_a_check_of_states_sees_what_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = small_states(monkeypatch)
+    assert states.first_byte >= 4096
+
+    def right(view: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        view[slots.long()] += 1
+        return view[slots.long()].clone()
+
+    def neighbours_too(view: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        out = right(view, slots)
+        if view is states.temporal:
+            view[slots.long() + 1] += 1
+        return out
+
+    def dense_strides(view: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        where = slots if view is not states.temporal else slots - slots[0]
+        return right(view, where)
+
+    for call, equal, untouched in (
+        (right, True, True),
+        (neighbours_too, True, False),
+        (dense_strides, False, False),
+    ):
+        found = states.check("k", states.temporal, call)
+        assert (found.equal, found.untouched) == (equal, untouched), call.__name__
+    found = states.check("k", states.temporal, lambda view, slots: torch.zeros(1))
+    assert not found.equal, "a kernel that writes nothing has not been checked"
+
+
 def test_the_benchmark_says_why_it_does_not_run() -> None:
     done = subprocess.run(
         [sys.executable, str(KERNELS / "run.py")],
@@ -271,7 +385,7 @@ def test_the_benchmark_measures_both_pools_of_every_kind(monkeypatch: pytest.Mon
     def right(problem: Problem) -> Call:
         return lambda: reference(problem).to(problem.q.dtype)
 
-    monkeypatch.setattr(paged_bench, "calls_for", lambda problem: {"float64": right})
+    monkeypatch.setattr(paged_bench, "calls_for", lambda problem, gpu: {"float64": right})
     times = iter((12.0, 10.0, 3.0, 4.0))
     case = make_case("full 1x128, window 2x64", "decode", 1)
     rows = list(paged_bench.measure(case, "cpu", lambda call: next(times)))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlashInfer's and SGLang's kernels serve arena views unchanged: right, and to the bit as on pools.
+"""Kernels of every backend that this GPU has serve arena views: right, and to the bit as on pools.
 
 Everything in the arena that the batch does not own is a NaN bit pattern, so one byte read from a
 neighbour's slot, another layer's row or a free large page would show.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from batches import BATCHES, HEADS, make_case
 from paged_calls import calls_for
 from paged_cases import FULL, KIND_NAMES, WINDOW, Case, Workload, reference
+from sglang_jenga.sglang_ext.kernel_checks import gpu_of
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +27,7 @@ def check(case: Case, kind: int) -> None:
     contiguous = problem.on_contiguous_pools()
     expected = reference(problem)
     assert expected.isfinite().all(), "the reference read a slot that the batch does not own"
-    for name, prepare in calls_for(problem).items():
+    for name, prepare in calls_for(problem, gpu_of("cuda")).items():
         on_arena = prepare(problem)().clone()
         on_pools = prepare(contiguous)().clone()
         torch.testing.assert_close(
@@ -58,14 +60,13 @@ def test_triton_reads_arena_views_with_sinks(batch: str, kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [FULL, WINDOW], ids=KIND_NAMES)
+@pytest.mark.parametrize("page_tokens", [1, 16])
 @pytest.mark.parametrize("batch", sorted(BATCHES))
-def test_offsets_beyond_32_bits_are_reached(batch: str, kind: int) -> None:
-    """Slots behind 2**31 bfloat16 elements: a kernel that multiplies in int32 wraps around."""
-    below_bytes = 2**32 + 2**20
-    room = 3 * below_bytes  # the arena, and a contiguous copy of the kind with fewest layers
-    free = torch.cuda.mem_get_info()[0]
-    if free < room:
-        pytest.skip(f"not run, needs {room >> 30} GiB of free GPU memory, {free >> 30} are free")
-    case = replace(make_case("full 1x128, window 2x64", batch, 1), below_bytes=below_bytes)
-    check(case, kind)
+def test_offsets_beyond_32_bits_are_reached(
+    batch: str, page_tokens: int, kind: int, room_for: Callable[[int], int]
+) -> None:
+    """Slots behind 2**32 bfloat16 elements: a kernel that multiplies in 32 bits wraps around."""
+    # The arena, and a contiguous copy of the kind with fewest layers.
+    case = make_case("full 1x128, window 2x64", batch, page_tokens)
+    check(replace(case, below_bytes=room_for(3)), kind)
     torch.cuda.empty_cache()

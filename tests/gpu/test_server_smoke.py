@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from sglang_jenga.demo.server import Server
-from sglang_jenga.tiny import build
+from sglang_jenga.tiny import FAMILIES, build
 
 pytestmark = [pytest.mark.gpu, pytest.mark.server]
 
 FLAGS = ("--dtype", "bfloat16", "--max-total-tokens", "16384", "--random-seed", "0")
 CUDA = ("--attention-backend", "flashinfer")
+#: They ask for images, which other tests send.
+PICTURES = ("mllama", "gemma3_vision")
 START_SECONDS = 600.0  # FlashInfer compiles its kernels on first use
 
 
@@ -90,3 +92,22 @@ def test_a_server_on_flashinfer_answers_as_with_stock_pools(tmp_path: Path) -> N
 
 def test_a_server_on_triton_answers_as_with_stock_pools(tmp_path: Path) -> None:
     assert_same_answers(tmp_path, ("--attention-backend", "triton"))
+
+
+def families() -> list[str]:
+    """Families of tiny checkpoints that answer to token ids alone."""
+    return [name for name in FAMILIES if name not in PICTURES]
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_server_of_every_family_answers_twice_the_same(family: str, tmp_path: Path) -> None:
+    """The second answers come from cached prefixes; in the end nobody holds a slot."""
+    model = str(build(family, tmp_path / "model", preset="test"))
+    found = answers(model, ["--radix-cache-backend", "jenga"], tmp_path / "server.log")
+    first, second = found["tokens"]
+    assert [len(tokens) for tokens in first] == [48] * len(prompts())
+    assert second == first
+    assert found["cached"][1] > found["cached"][0]
+    assert all(kind["slots_held"] == 0 for kind in found["arena"]["kinds"])
+    log = (tmp_path / "server.log").read_text(encoding="utf-8")
+    assert "Jenga: kernels: " in log, "the boot log says how its kernels were checked"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's JIT ``store_cache`` writes rows into arena views, and nothing else."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -13,6 +15,19 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_store_cache_writes_exactly_its_rows(dtype: torch.dtype, page_tokens: int) -> None:
     assert_only_written_rows_changed(device="cuda", dtype=dtype, page_tokens=page_tokens)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("page_tokens", [1, 16])
+def test_store_cache_writes_behind_2_33_bytes(
+    page_tokens: int, room_for: Callable[[int], int]
+) -> None:
+    assert_only_written_rows_changed(
+        device="cuda",
+        dtype=torch.bfloat16,
+        page_tokens=page_tokens,
+        below_bytes=room_for(6),
+    )
     torch.cuda.synchronize()
 
 

@@ -214,6 +214,53 @@ def test_a_command_line_that_makes_no_sense_exits_with_2(capsys: Any) -> None:
     capsys.readouterr()
 
 
+# ---- kernels -------------------------------------------------------------------------------------
+
+
+def test_a_backend_that_would_not_serve_the_plan_on_a_gpu_is_refused(capsys: Any) -> None:
+    words = ("gemma2-9b", "--kv", "40GiB", "--attention-backend", "fa4")
+    said = refused(capsys, *words, "--gpu", "sm90")
+    assert "--attention-backend fa4 does not work" in said and "(sm90)" in said
+    notes = plan(capsys, *words)["notes"]
+    assert len([note for note in notes if note.startswith("refused on sm")]) == 2 * 4
+    served = plan(capsys, "llama31-8b", "--kv", "40GiB", "--attention-backend", "fa4")
+    assert not served["notes"] and "--attention-backend fa4" in served["command"]
+
+
+def test_what_a_backend_copies_is_noted_with_its_bytes(capsys: Any) -> None:
+    words = ("llama31-8b", "--kv", "40GiB", "--page-size", "16")
+    notes = plan(capsys, *words, "--attention-backend", "trtllm_mha", "--gpu", "sm90")["notes"]
+    assert ["4,096 B per token" in note for note in notes] == [True]
+
+
+def test_a_gpu_without_a_backend_is_refused(capsys: Any) -> None:
+    said = refused(capsys, "llama31-8b", "--kv", "40GiB", "--gpu", "sm90")
+    assert "--gpu sm90 is for --attention-backend" in said
+
+
+def test_states_beyond_what_their_kernels_reach_are_noted_where_they_are(
+    tmp_path: Path, capsys: Any
+) -> None:
+    """Short convolutions multiply in 32 bits: an arena of 6 GiB is served, one of 12 is not."""
+    config = {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "torch_dtype": "bfloat16",
+        "hidden_size": 2048,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "conv_L_cache": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "vocab_size": 65536,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert not plan(capsys, str(path), "--kv", "6GiB")["notes"]
+    (note,) = plan(capsys, str(path), "--kv", "12GiB")["notes"]
+    assert "refused on a GPU" in note and "multiplies slot id and stride in 32 bits" in note
+
+
 # ---- speed and purity ----------------------------------------------------------------------------
 
 

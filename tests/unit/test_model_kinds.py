@@ -14,6 +14,7 @@ from sink_window.policy import SinkWindow
 from transformers import LlamaConfig
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kernels import UNCHECKED
 from sglang_jenga.core.policies import Chunked, Cross, Full, State, Window
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.setup import classify, embedding_cache_bytes, setup_of
@@ -392,14 +393,19 @@ def test_what_recurrent_layers_keep_is_a_kind_of_its_own_after_the_others(
     assert states.payload_bytes == 2 * (6 * 3 * 2 + math.prod(temporal) * 4)
 
 
-def test_short_convolutions_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_of_a_model_s_state_kernels_is_kept_for_its_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(
         "sglang.srt.configs.hybrid_arch.mambaish_config", lambda _: recurrent(temporal=(0,))
     )
     subject = runner(model(attention(0)))
-    subject.device = "cuda"
-    with pytest.raises(ConfigError, match=r"short convolutions.*ignores the strides"):
-        classify(subject)
+    classify(subject)
+    assert setup_of(subject.model_config).state_kernels is UNCHECKED
+    subject = runner(model(attention(0)))
+    monkeypatch.setattr("sglang.srt.configs.hybrid_arch.mambaish_config", lambda _: None)
+    classify(subject)
+    assert setup_of(subject.model_config).state_kernels is None
 
 
 def test_a_model_loaded_without_the_hook_is_noticed() -> None:

@@ -19,12 +19,12 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 from sink_window.policy import SinkWindow
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kernels import ATTENTION_BACKENDS
 from sglang_jenga.core.policies import Chunked, Window
 from sglang_jenga.sglang_ext import diagnose, plugin
 from sglang_jenga.sglang_ext.config import ARENA_SIZE, REFERENCE_ATTENTION
 from sglang_jenga.sglang_ext.refusal import Refusal
 from sglang_jenga.sglang_ext.refusal_table import (
-    ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
     OWN_POLICY_BACKENDS,
     REFUSALS,

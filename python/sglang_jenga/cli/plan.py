@@ -15,6 +15,14 @@ from sglang_jenga.core.configs.find import FoundConfig, find_config
 from sglang_jenga.core.configs.published import PUBLISHED
 from sglang_jenga.core.configs.read import ServeFlags, StoredModel, read_model
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kernels import (
+    ATTENTION_BACKENDS,
+    EVERY_GPU,
+    AttentionUse,
+    attention_problems,
+    attention_warnings,
+    state_problem,
+)
 from sglang_jenga.core.kinds import KindSpec
 from sglang_jenga.core.managers import Capacity, Lengths, Scene, compare
 from sglang_jenga.core.printable import printable, shown
@@ -90,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunked-prefill-size", type=_whole, metavar="TOKENS", help="-1: whole prompts (8192)"
     )
     parser.add_argument("--enable-multimodal", action="store_true", help="as the server's flag")
+    parser.add_argument(
+        "--attention-backend", choices=ATTENTION_BACKENDS, help="as the server's flag, checked"
+    )
+    parser.add_argument(
+        "--gpu", choices=EVERY_GPU, help="with --attention-backend (default: all of these)"
+    )
     parser.add_argument("--draft", metavar="CONFIG", help="a draft model in the same arena")
     parser.add_argument("--prompt-tokens", type=_count, default=4096, help="(%(default)s)")
     parser.add_argument("--output-tokens", type=_whole, default=512, help="(%(default)s)")
@@ -138,6 +152,7 @@ def make_report(args: argparse.Namespace) -> Report:
         window=model.kinds.window_policy,
         chunk_tokens=chunk,
     )
+    kernel_notes = _kernel_notes(args, model, sized)
     lengths = _lengths(args, model, chunk)
     scene = Scene(
         specs=specs,
@@ -158,7 +173,7 @@ def make_report(args: argparse.Namespace) -> Report:
         capacities=compare(sized, scene),
         budget=budget,
         command=_command(args, found, model),
-        notes=_notes(found, model, sized, lengths, draft),
+        notes=(*_notes(found, model, sized, lengths, draft), *kernel_notes),
     )
 
 
@@ -185,6 +200,32 @@ def _whole(text: str) -> int:
 def _draft_specs(draft: FoundConfig, flags: ServeFlags) -> tuple[KindSpec, ...]:
     specs = read_model(draft.config, flags, quant=draft.quant).specs
     return tuple(replace(spec, name=f"draft:{spec.name}") for spec in specs)
+
+
+def _kernel_notes(
+    args: argparse.Namespace, model: StoredModel, sized: SizedArena
+) -> tuple[str, ...]:
+    """What a server would say of its kernels on a GPU.
+
+    Raises:
+        ConfigError: the GPU and the backend are given, and they do not serve the plan.
+    """
+    if args.gpu is not None and args.attention_backend is None:
+        raise ConfigError(f"--gpu {args.gpu} is for --attention-backend: give both, or neither")
+    problem = state_problem(sized.plan, model.family.state_kernels)
+    notes = [] if problem is None else [f"refused on a GPU: {problem}"]
+    if args.attention_backend is None:
+        return tuple(notes)
+    for gpu in EVERY_GPU if args.gpu is None else (args.gpu,):
+        backend = args.attention_backend
+        use = AttentionUse(prefill=backend, decode=backend, gpu=gpu)
+        problems = attention_problems(sized.plan, use)
+        if problems and args.gpu is not None:
+            raise ConfigError("\n".join(problems))
+        notes += [f"refused on {gpu}: {said}" for said in problems]
+        if not problems:
+            notes += attention_warnings(sized.plan, use, sized.longest_request_tokens)
+    return tuple(notes)
 
 
 def _lengths(args: argparse.Namespace, model: StoredModel, chunk: int) -> Lengths:
@@ -253,6 +294,7 @@ def _command(args: argparse.Namespace, found: FoundConfig, model: StoredModel) -
         ("--dtype", args.dtype, "auto"),
         ("--kv-cache-dtype", args.kv_cache_dtype, "auto"),
         ("--chunked-prefill-size", args.chunked_prefill_size, None),
+        ("--attention-backend", args.attention_backend, None),
     ):
         if value != usual:
             words += [flag, str(value)]
@@ -279,7 +321,7 @@ def _notes(
     lengths: Lengths,
     draft: FoundConfig | None,
 ) -> tuple[str, ...]:
-    notes = [note for note in (found.note, model.family.note, model.note) if note]
+    notes = [note for note in (found.note, model.note) if note]
     if draft is not None:
         notes.append(
             "a jenga server refuses speculation today, so the command leaves the draft model out; "

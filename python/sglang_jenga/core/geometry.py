@@ -14,6 +14,9 @@ The partial term counts one half-filled large page per kind: when memory is shor
 large pages, so a kind has about one open page however many requests run. A large exact LCM
 therefore loses by its size (Granite-4: 1.1 GiB), a small one wins by having no padding, and no
 threshold decides which is which.
+
+Slots stay multiples of 32 bytes and of a head (:func:`sglang_jenga.core.plan.slot_unit_bytes`), so
+padding comes in steps of that, and the score counts what the steps cost.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +25,14 @@ from math import gcd, lcm
 
 from sglang_jenga.core.errors import ConfigError, require_positive
 from sglang_jenga.core.kinds import KindSpec, slots_needed
-from sglang_jenga.core.plan import ArenaPlan, KindPlan, PartialWaste, require_distinct
+from sglang_jenga.core.plan import (
+    ROW_ALIGN_BYTES,
+    ArenaPlan,
+    KindPlan,
+    PartialWaste,
+    require_distinct,
+    slot_unit_bytes,
+)
 from sglang_jenga.core.sizes import count, format_bytes
 
 __all__ = [
@@ -99,16 +109,14 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _layout(
-    spec: KindSpec, page_tokens: int, reference: ReferenceLoad, row_align: int, entry_align: int
-) -> _Layout:
-    """Rows in order, each start aligned to row_align and its element size; slot to entry_align."""
+def _layout(spec: KindSpec, page_tokens: int, reference: ReferenceLoad) -> _Layout:
+    """Rows in order, each start and the slot aligned."""
     offsets = []
     end = 0
     for row in spec.rows:
-        offsets.append(_round_up(end, lcm(row_align, row.itemsize_bytes)))
+        offsets.append(_round_up(end, lcm(ROW_ALIGN_BYTES, row.itemsize_bytes)))
         end = offsets[-1] + row.row_bytes
-    align = lcm(entry_align, row_align, *{row.itemsize_bytes for row in spec.rows})
+    align = slot_unit_bytes(spec)
     return _Layout(
         spec=spec,
         row_offsets_bytes=tuple(offsets),
@@ -204,8 +212,6 @@ def plan_arena(
     reference: ReferenceLoad | None = None,
     min_large_pages: int | None = None,
     min_run_slots: int = 1,
-    row_align_bytes: int = 16,
-    entry_align_bytes: int = 32,
 ) -> ArenaPlan:
     """Cut an arena for these kinds. Deterministic: the same arguments give the same plan.
 
@@ -217,8 +223,6 @@ def plan_arena(
     min_run_slots: fewest consecutive slots a large page must offer each kind paged by tokens. The
         large page is repeated until it does, which buys longer runs between two visits to a free
         list for more bytes per partly filled page.
-    row_align_bytes, entry_align_bytes: alignment of row starts and of slot sizes (SGLang's
-        token-major layout uses 16 and 32 for vectorised kernels).
 
     Raises ConfigError: contradictory kinds, an arena too small for any candidate, or more slot
     ids than int32 tables can hold.
@@ -227,16 +231,12 @@ def plan_arena(
         arena_bytes=arena_bytes,
         page_tokens=page_tokens,
         min_run_slots=min_run_slots,
-        row_align_bytes=row_align_bytes,
-        entry_align_bytes=entry_align_bytes,
     )
     require_distinct(tuple(kinds))
     reference = reference or ReferenceLoad()
     fewest = 1 + len(kinds) if min_large_pages is None else min_large_pages
     require_positive(min_large_pages=fewest)
-    layouts = [
-        _layout(kind, page_tokens, reference, row_align_bytes, entry_align_bytes) for kind in kinds
-    ]
+    layouts = [_layout(kind, page_tokens, reference) for kind in kinds]
     ranked = sorted(
         (_with_runs(layouts, c, min_run_slots) for c in _candidates(layouts)),
         key=lambda candidate: candidate.rank,

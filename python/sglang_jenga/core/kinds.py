@@ -23,12 +23,15 @@ class RowSpec:
     row_bytes: bytes of the row, a multiple of itemsize_bytes.
     itemsize_bytes: element size of the part. Views count strides in elements, so row starts and
         slot sizes are kept multiples of it.
+    head_bytes: one head of the row. Some attention kernels count strides in heads, so slot sizes
+        are kept multiples of it where all rows of a kind agree. 0: the row has no heads.
     """
 
     layer_id: int
     part: str
     row_bytes: int
     itemsize_bytes: int = 1
+    head_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer_id, int) or self.layer_id < 0:
@@ -40,6 +43,14 @@ class RowSpec:
             raise ConfigError(
                 f"layer {self.layer_id} part {self.part!r}: row_bytes {self.row_bytes} is not a "
                 f"multiple of its element size {self.itemsize_bytes} B"
+            )
+        if self.head_bytes and (
+            self.head_bytes % self.itemsize_bytes or self.row_bytes % self.head_bytes
+        ):
+            raise ConfigError(
+                f"layer {self.layer_id} part {self.part!r}: row_bytes {self.row_bytes} is not a "
+                f"whole number of heads of {self.head_bytes} B in elements of "
+                f"{self.itemsize_bytes} B"
             )
 
 
@@ -78,6 +89,12 @@ class KindSpec:
         return sum(row.row_bytes for row in self.rows)
 
     @property
+    def head_bytes(self) -> int:
+        """Bytes of one head where all rows have the same, else 0 (states, K wider than V)."""
+        first, *others = {row.head_bytes for row in self.rows}
+        return 0 if others else first
+
+    @property
     def num_layers(self) -> int:
         """Distinct layers that store rows in this kind."""
         return len({row.layer_id for row in self.rows})
@@ -103,6 +120,7 @@ def attention_kind(
             part=part,
             row_bytes=num_kv_heads * head_dim * itemsize,
             itemsize_bytes=itemsize,
+            head_bytes=head_dim * itemsize,
         )
         for layer_id in layer_ids
         for part, head_dim in (("k", k_head_dim), ("v", v_head_dim))

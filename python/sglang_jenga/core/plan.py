@@ -7,6 +7,9 @@ Invariants, checked when a plan is built or read back (equations over each kind)
     large_page_bytes     = small_pages_per_large_page * small_page_bytes      (for EVERY kind)
     arena_bytes          = num_large_pages * large_page_bytes
     byte of a row        = slot_id * slot_bytes + row_offset_bytes(layer_id, part)
+    row_offset_bytes     = a multiple of ROW_ALIGN_BYTES
+    slot_bytes           = a multiple of SLOT_ALIGN_BYTES and, where a kind has heads of one size,
+                           of a head
     0 <= slot_id < num_large_pages * slots_per_large_page <= 2**31
 
 so a slot id is a physical address for its whole life and one strided view per row spans the arena.
@@ -15,6 +18,7 @@ so a slot id is a physical address for its whole life and one strided view per r
 import json
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from math import lcm
 from typing import Any, Literal, Self
 
 from sglang_jenga.core import policies
@@ -25,6 +29,9 @@ from sglang_jenga.core.sizes import count, format_bytes
 
 SCHEMA = 1
 MAX_SLOT_IDS = 2**31  # SGLang keeps slot ids in int32 tables (req_to_token)
+#: Where rows start and what slots are multiples of, as in SGLang's own token-major layout: its
+#: vectorised kernels read and write 16 bytes at once.
+ROW_ALIGN_BYTES, SLOT_ALIGN_BYTES = 16, 32
 
 Geometry = Literal["lcm", "padded"]
 
@@ -77,7 +84,19 @@ class KindPlan:
                     f"{offset} of a {self.slot_bytes} B slot, but the previous row ends at {end} "
                     f"and elements take {row.itemsize_bytes} B: the plan is damaged, make it again"
                 )
+            if offset % ROW_ALIGN_BYTES:
+                raise ConfigError(
+                    f"kind {name!r}: layer {row.layer_id} part {row.part!r} starts at byte "
+                    f"{offset}, and rows start at multiples of {ROW_ALIGN_BYTES} B: kernels read "
+                    "that much at once: the plan is damaged, make it again"
+                )
             end = offset + row.row_bytes
+        if self.slot_bytes % slot_unit_bytes(self.spec):
+            raise ConfigError(
+                f"kind {name!r}: a slot of {self.slot_bytes} B is no multiple of "
+                f"{slot_unit_bytes(self.spec)} B ({SLOT_ALIGN_BYTES} B, elements and heads of "
+                f"{self.spec.head_bytes} B): the plan is damaged, make it again"
+            )
         padding = self.slot_bytes - self.spec.payload_bytes
         if end > self.slot_bytes or padding != self.padding_bytes_per_slot:
             raise ConfigError(
@@ -292,6 +311,11 @@ class ArenaPlan:
             raise ConfigError(
                 f"damaged arena plan ({type(error).__name__}: {error}): make it again"
             ) from error
+
+
+def slot_unit_bytes(spec: KindSpec) -> int:
+    """What a slot of this kind is a multiple of: alignment, its elements, its heads."""
+    return lcm(SLOT_ALIGN_BYTES, spec.head_bytes or 1, *{row.itemsize_bytes for row in spec.rows})
 
 
 def require_distinct(kinds: tuple[KindSpec, ...]) -> None:

@@ -10,6 +10,7 @@ from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.sglang_ext import decode, retraction
+from sglang_jenga.sglang_ext.kernel_checks import gpu_of, known_of
 from sglang_jenga.sglang_ext.model_kinds import FULL, ModelKinds
 from sglang_jenga.sglang_ext.setup import is_cuda, setup_of
 
@@ -28,7 +29,7 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     """The arena's ``_InitializedPools``."""
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
     from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
-    from sglang.srt.runtime_context import get_context
+    from sglang.srt.runtime_context import attention_backends
 
     setup = setup_of(kvc.model_config)
     plan, demand = setup.plan, setup.demand
@@ -37,6 +38,10 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     for line in plan.describe():
         logger.info("Jenga: %s", line)
     logger.info("Jenga: %s", plan.explanation)
+    for line in known_of(
+        backends=attention_backends(), gpu=gpu_of(kvc.device), states=setup.state_kernels
+    ):
+        logger.info("Jenga: kernels: %s", line)
     buffer = ArenaBuffer(plan, kvc.device)
     req_pool = build_rows(
         buffer,
@@ -51,15 +56,22 @@ def build_pools(kvc: KVCacheConfigurator, sizes: Any) -> Any:
     )
     decode.install(str(kvc.device).split(":")[0])
     retraction.install()
-    if setup.kinds.states is not None and is_cuda(kvc.device):
-        # The name of SGLang's own strided layout. Its kernels choose those that follow strides by
-        # it; set earlier, it would have chosen other pools.
-        get_context().override("jenga.arena", enable_page_major_kv_layout=True)
+    choose_strided_kernels(setup.kinds, kvc.device)
     return _InitializedPools(
         req_to_token_pool=req_pool,
         token_to_kv_pool=allocator.get_kvcache(),
         token_to_kv_pool_allocator=allocator,
     )
+
+
+def choose_strided_kernels(kinds: ModelKinds, device: Any) -> None:
+    """Let SGLang convolve states on a GPU by triton: its CUDA kernel multiplies in 32 bits."""
+    from sglang.srt.runtime_context import get_context
+
+    if kinds.states is not None and is_cuda(device):
+        # The name of SGLang's own strided layout. Its kernels choose those that follow strides by
+        # it; set earlier, it would have chosen other pools.
+        get_context().override("jenga.arena", enable_page_major_kv_layout=True)
 
 
 def _snapshot_grid_tokens(kvc: KVCacheConfigurator) -> int | None:

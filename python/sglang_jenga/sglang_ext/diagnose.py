@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kernels import ATTENTION_BACKENDS
 from sglang_jenga.core.printable import printable, shown
 from sglang_jenga.sglang_ext import hooks
 from sglang_jenga.sglang_ext.config import BACKEND_NAME, export_flags, load_config
 from sglang_jenga.sglang_ext.foresee import foresee
-from sglang_jenga.sglang_ext.refusal_table import ATTENTION_BACKENDS
 from sglang_jenga.sglang_ext.refusals import check_early
 
 #: Seconds for a process to start, import SGLang and answer.
@@ -122,11 +122,13 @@ class Verdict:
     """What a start would make of a command line.
 
     problems: why it would end, in the server's words. arena: the memory it would get, where that
-    is known before the weights are.
+    is known before the weights are. warnings, kernels: what it would log of its kernels then.
     """
 
     problems: tuple[str, ...] = ()
     arena: str = ""
+    warnings: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
 
 
 def command_line(arguments: Sequence[str]) -> Verdict:
@@ -157,7 +159,8 @@ def command_line(arguments: Sequence[str]) -> Verdict:
         server_args = prepare_server_args(written)
         server_args.resolve_once()
         server_args.check_server_args()
-        return Verdict(arena=foresee(server_args))
+        seen = foresee(server_args)
+        return Verdict(arena=seen.arena, warnings=seen.warnings, kernels=seen.kernels)
     except ConfigError as error:
         return Verdict(problems=tuple(str(error).splitlines()))
     except Exception as error:  # whatever SGLang raises: the user reads it here, not later
@@ -220,7 +223,14 @@ def diagnose(arguments: Sequence[str]) -> list[dict[str, Any]]:
         found.append(finding("command line", verdict.problems, f"nothing refused: {said}"))
         if verdict.arena:
             found.append(finding("arena", (), verdict.arena))
+        if verdict.kernels:
+            found.append(_kernels(verdict))
     return found
+
+
+def _kernels(verdict: Verdict) -> dict[str, Any]:
+    """How the kernels of this start were checked, what they cost first."""
+    return {"check": "kernels", "ok": True, "says": [*verdict.warnings, *verdict.kernels]}
 
 
 def main(argv: Sequence[str], check: Callable[[Sequence[str]], Any] = diagnose) -> int:

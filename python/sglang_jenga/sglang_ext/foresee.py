@@ -21,6 +21,7 @@ from sglang_jenga.core.sizes import format_bytes
 from sglang_jenga.core.sizing import SizedArena, size_arena
 from sglang_jenga.sglang_ext.arena_source import ArenaSource, require_one_request
 from sglang_jenga.sglang_ext.config import load_config
+from sglang_jenga.sglang_ext.kernel_checks import gpu_of, known_of, require_served, warnings
 from sglang_jenga.sglang_ext.refusals import check_backends
 
 _CONFIG = "config.json"
@@ -35,8 +36,17 @@ class Budget:
     source: ArenaSource
 
 
-def foresee(server_args: Any) -> str:
-    """The arena that resolved server arguments would get, in one sentence.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """The arena in one sentence, what would be warned of, and how its kernels were checked."""
+
+    arena: str
+    warnings: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
+
+
+def foresee(server_args: Any) -> Foreseen:
+    """The arena that resolved server arguments would get.
 
     Raises:
         ConfigError: what the server would refuse once it has built the model.
@@ -52,18 +62,24 @@ def foresee(server_args: Any) -> str:
     view = resolving_view(server_args)
     path = _config_file(view.model_path, view.revision)
     if path is None:
-        return f"no {_CONFIG} of {shown(view.model_path)} lies here: sized when the model is loaded"
+        missing = f"no {_CONFIG} of {shown(view.model_path)} lies here"
+        return Foreseen(arena=f"{missing}: sized when the model is loaded")
     if json.loads(view.json_model_override_args or "{}"):
-        return "--json-model-override-args changes the model: sized when it is loaded"
+        return Foreseen(
+            arena="--json-model-override-args changes the model: sized when it is loaded"
+        )
     try:
         model = _read(path, server_args)
     except ConfigError as error:
-        return f"not planned from {_CONFIG}, but sized when the model is loaded: {error}"
+        return Foreseen(
+            arena=f"not planned from {_CONFIG}, but sized when the model is loaded: {error}"
+        )
     if model.family.page_one and view.page_size != 1:
         raise ConfigError(
             f"{model.architecture} is served with --page-size 1 only, not {view.page_size}"
         )
-    check_backends(attention_backends_of(view), model.kinds.window_policy)
+    backends, gpu = attention_backends_of(view), gpu_of(view.device)
+    check_backends(backends, model.kinds.window_policy)
     budget = _budget(view, model, embedding_cache_bytes(model_config_of(server_args)))
     try:
         sized = size_arena(
@@ -78,7 +94,14 @@ def foresee(server_args: Any) -> str:
     require_one_request(
         sized, asked_tokens=view.context_length, page_tokens=view.page_size, source=budget.source
     )
-    return _sentence(model, sized, budget)
+    states = model.family.state_kernels if model.kinds.states is not None else None
+    require_served(sized.plan, backends=backends, gpu=gpu, states=states)
+    longest = sized.longest_request_tokens
+    return Foreseen(
+        arena=_sentence(model, sized, budget),
+        warnings=warnings(sized.plan, backends=backends, gpu=gpu, tokens=longest),
+        kernels=known_of(backends=backends, gpu=gpu, states=states),
+    )
 
 
 def _sentence(model: StoredModel, sized: SizedArena, budget: Budget) -> str:

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sglang_jenga.core.kernels import AMPERE, BLACKWELL, BLACKWELL_RTX, EVERY_GPU, HOPPER
+
 #: How far a verdict reaches, best first. ran: the kernel (or, on a CPU, the same source in an
 #: interpreter, or its host code) was run and its result compared. compiled: the machine or
 #: intermediate code that it is launched with was checked. read: its source was. unchecked: nobody
@@ -22,9 +24,8 @@ from typing import Literal
 Verdict = Literal["ran", "compiled", "read", "unchecked", "refused"]
 VERDICTS: tuple[Verdict, ...] = ("ran", "compiled", "read", "unchecked", "refused")
 
-#: GPU generations by the major number of their compute capability (8.x: Ampere and Ada).
-AMPERE, HOPPER, BLACKWELL, BLACKWELL_RTX = "sm80", "sm90", "sm100", "sm120"
-EVERY_GPU = (AMPERE, HOPPER, BLACKWELL, BLACKWELL_RTX)
+#: The machine of the tests: not a GPU at all.
+CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class KernelRow:
     backend: as ``--attention-backend`` names it; ``states`` for kernels of recurrent layers and
         ``pools`` for what SGLang's pools do whatever the backend is.
     operation: what a forward asks of it.
-    architectures: the GPUs that the row speaks of, of :data:`EVERY_GPU`.
+    architectures: the GPUs that the row speaks of, of :data:`EVERY_GPU`, or :data:`CPU`.
     finding: how the address is made, or why it is refused.
     limit: what must hold for the verdict, empty: nothing.
     evidence: tests and places in source.
@@ -63,6 +64,62 @@ _JIT = "sglang/kernels/jit/csrc"
 _FI = "flashinfer/data"
 
 KERNELS: tuple[KernelRow, ...] = (
+    KernelRow(
+        backend="jenga_ref",
+        operation="decode and extend",
+        architectures=(CPU,),
+        verdict="ran",
+        finding="torch indexes with int64; answers of real servers equal those of stock pools",
+        evidence=("tests/attention", "benchmark/identity/results/table.md"),
+    ),
+    KernelRow(
+        backend="jenga_ref",
+        operation="decode and extend",
+        architectures=EVERY_GPU,
+        verdict="unchecked",
+        finding="torch indexes with int64; made for a CPU, on a GPU it has not been run",
+        evidence=(),
+    ),
+    KernelRow(
+        backend="torch_native",
+        operation="decode and extend, models without windows",
+        architectures=(*EVERY_GPU, CPU),
+        verdict="read",
+        finding="torch indexes with int64",
+        evidence=(f"{_SRT}/torch_native_backend.py:140",),
+    ),
+    KernelRow(
+        backend="fa3",
+        operation="decode and extend",
+        architectures=(AMPERE,),
+        verdict="unchecked",
+        finding="a shipped binary; upstream's source has int64 strides",
+        evidence=(),
+    ),
+    KernelRow(
+        backend="trtllm_mha",
+        operation="decode and extend, K and V of two widths",
+        architectures=EVERY_GPU,
+        verdict="refused",
+        finding="its kernels take one head size for both",
+        evidence=("sglang/srt/arg_groups/kv_cache_hook.py:767",),
+    ),
+    KernelRow(
+        backend="flashinfer",
+        operation="decode and prefill, K and V of two widths",
+        architectures=EVERY_GPU,
+        verdict="refused",
+        finding="its kernels take one head size for both",
+        evidence=("sglang/srt/arg_groups/kv_cache_hook.py:767",),
+    ),
+    KernelRow(
+        backend="pools",
+        operation="reads and writes by torch",
+        architectures=(CPU,),
+        verdict="ran",
+        finding="index_put_ and index_select count bytes in int64",
+        evidence=("tests/unit/test_pools.py",),
+    ),
     KernelRow(
         backend="flashinfer",
         operation="decode",
@@ -167,7 +224,7 @@ KERNELS: tuple[KernelRow, ...] = (
         architectures=(HOPPER, BLACKWELL_RTX),
         verdict="read",
         finding="the stride is divided by a head row, rounding down, then int32 times uint32",
-        limit="a slot is a multiple of a head row; arena bytes / head row below 2^32",
+        limit="a slot is a multiple of a head (every plan's is); arena bytes / head below 2^32",
         evidence=(f"{_FI}/csrc/xqa/mha.cu:3047", f"{_FI}/csrc/xqa/mhaUtils.cuh:85"),
     ),
     KernelRow(
@@ -277,16 +334,18 @@ KERNELS: tuple[KernelRow, ...] = (
         backend="states",
         operation="conv1d of CUDA (short convolutions, LFM2)",
         architectures=EVERY_GPU,
-        verdict="refused",
-        finding="int32 slot id times uint32 stride: wraps where slot * stride reaches 2^32",
+        verdict="read",
+        finding="it follows strides; int32 slot id times uint32 stride wraps at 2^32",
+        limit="slot id * slot elements below 2^32; a larger arena is refused, with the slot",
         evidence=(f"{_JIT}/mamba/causal_conv1d.cuh:210",),
     ),
     KernelRow(
         backend="states",
         operation="lightning and seg_la (linear attention)",
         architectures=EVERY_GPU,
-        verdict="refused",
+        verdict="read",
         finding="int32 slot id times stride without a cast: wraps where slot * stride reaches 2^31",
+        limit="(slot id + 1) * slot elements up to 2^31; a larger arena is refused, with the slot",
         evidence=(
             f"{_K}/attention/linear/lightning_attn.py:632",
             f"{_K}/attention/linear/seg_la.py:119",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sglang_jenga.core.kernels import ATTENTION_BACKENDS
 from sglang_jenga.sglang_ext.refusal import Refusal
 from sglang_jenga.sglang_ext.refused_values import VALUES
 
@@ -21,8 +22,6 @@ def _more_than_one(value: Any) -> bool:
     return (value or 1) > 1
 
 
-#: Attention backends that read K/V through strides and through the window translation table.
-ATTENTION_BACKENDS = ("flashinfer", "triton", "fa3", "fa4", "trtllm_mha", "jenga_ref")
 #: Reads window layers through untranslated slots: right only for a model without windows.
 UNTRANSLATED_BACKEND = "torch_native"
 #: Those that compute chunked-local attention; the others would attend to the whole prefix.

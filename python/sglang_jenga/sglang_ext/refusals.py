@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kernels import ATTENTION_BACKENDS
 from sglang_jenga.core.policies import Chunked, TokenPolicy, Window
 from sglang_jenga.core.printable import shown
 from sglang_jenga.sglang_ext.config import load_config
 from sglang_jenga.sglang_ext.refusal import Refusal
 from sglang_jenga.sglang_ext.refusal_table import (
-    ATTENTION_BACKENDS,
     CHUNKED_BACKENDS,
     ENCODER_ARCHITECTURES,
     OWN_POLICY_BACKENDS,

@@ -20,6 +20,7 @@ import msgspec
 
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.kernels import StateKernels
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.sizing import size_arena as core_size_arena
 from sglang_jenga.sglang_ext.apart import require_known_rows, require_rows_in_layers
@@ -32,6 +33,7 @@ from sglang_jenga.sglang_ext.arena_bytes import (
 )
 from sglang_jenga.sglang_ext.arena_source import ArenaSource, require_one_request
 from sglang_jenga.sglang_ext.config import load_config
+from sglang_jenga.sglang_ext.kernel_checks import gpu_of, require_served, state_kernels, warnings
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.refusals import check_backends, require_checked_encoder
 from sglang_jenga.sglang_ext.states import STATE, state_layers
@@ -60,6 +62,7 @@ class ArenaSetup:
 
     kinds: ModelKinds
     stock: StockSplit
+    state_kernels: StateKernels | None = None
     plan: ArenaPlan | None = None
     demand: DemandModel | None = None
 
@@ -98,12 +101,6 @@ def classify(runner: Any) -> None:
         require_checked_encoder(config.hf_config.architectures, runner.page_size)
     recurrent = mambaish_config(config)
     states = None if recurrent is None else state_layers(recurrent.mamba2_cache_params)
-    if states is not None and states.temporal_shape is None and is_cuda(runner.device):
-        raise ConfigError(
-            "--radix-cache-backend jenga does not support this model on a GPU: its short "
-            f"convolutions ({type(recurrent).__name__}) run on a CUDA kernel that ignores the "
-            "strides of a state. Drop --radix-cache-backend to serve it with SGLang's own pools."
-        )
     kinds = read_model_kinds(runner.model, config.attention_chunk_size, states)
     if embedding_cache_bytes(config):
         kinds = replace(kinds, embedding=(config.hidden_size, config.dtype))
@@ -115,7 +112,8 @@ def classify(runner: Any) -> None:
         window_layers=tuple(config.swa_attention_layer_ids or ()),
         full_layers=tuple(config.full_attention_layer_ids or ()),
     )
-    setattr(config, _ATTRIBUTE, ArenaSetup(kinds=kinds, stock=stock))
+    kernels = None if recurrent is None else state_kernels(recurrent)
+    setattr(config, _ATTRIBUTE, ArenaSetup(kinds=kinds, stock=stock, state_kernels=kernels))
     hybrid = bool(kinds.window)
     runner.is_hybrid_swa = config.is_hybrid_swa = hybrid
     config.swa_attention_layer_ids = _ids(kinds.window) if hybrid else None
@@ -228,7 +226,7 @@ def size_arena(
         ConfigError: the arena is too small for one request, or larger than the budget.
     """
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
-    from sglang.srt.runtime_context import get_context, get_schedule
+    from sglang.srt.runtime_context import attention_backends, get_context, get_schedule
 
     setup = setup_of(kvc.model_config)
     wanted = load_config().arena_bytes
@@ -264,6 +262,10 @@ def size_arena(
         page_tokens=kvc.page_size,
         source=source,
     )
+    backends, gpu = attention_backends(), gpu_of(kvc.device)
+    require_served(plan, backends=backends, gpu=gpu, states=setup.state_kernels)
+    for slow in warnings(plan, backends=backends, gpu=gpu, tokens=longest):
+        logger.warning("Jenga: %s", slow)
     if longest < kvc.model_config.context_len:
         logger.warning(
             "Jenga: the arena holds requests of up to %d tokens, the model allows %d: longer "

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sglang_jenga.core import kernels
 from sglang_jenga.core.configs import attention_families as text
 from sglang_jenga.core.configs import state_families as recurrent
 from sglang_jenga.core.configs.attention_families import LayersOf
 from sglang_jenga.core.configs.dtypes import BFLOAT16, Dtype
+from sglang_jenga.core.kernels import StateKernels
 
 #: How SGLang 0.5.23 holds a model in its own pools: every layer all tokens; a pool of windows
 #: beside one of full layers; a pool of states beside the K/V of attention layers.
@@ -33,7 +35,7 @@ class Family:
     forced: what SGLang computes in whatever is asked, by the ``quant_method`` of a checkpoint.
     auto_kv: whether ``--kv-cache-dtype auto`` finds how a checkpoint's K/V is quantised: it asks
         the model, and some model files do not keep it.
-    note: what else a user must know.
+    state_kernels: how its kernels find a state on a GPU, where it has states.
     """
 
     architectures: tuple[str, ...]
@@ -46,7 +48,7 @@ class Family:
     page_one: bool = False
     forced: Mapping[str, Dtype] = field(default_factory=dict)
     auto_kv: bool = True
-    note: str = ""
+    state_kernels: StateKernels = kernels.UNCHECKED
 
     def forced_dtype(self, config: Mapping[str, Any]) -> Dtype | None:
         """The type of :attr:`forced` for a config.json."""
@@ -72,7 +74,6 @@ _QWEN3_NEXT = {
     "linear_num_value_heads": 32,
 }
 _MAMBA2_SHARED = {"mamba_d_conv": 4, "mamba_expand": 2, "mamba_n_groups": 1}
-_CPU_ONLY = "a jenga server refuses its short convolutions on a GPU (their kernel ignores strides)"
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -177,6 +178,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         architectures=("GraniteMoeHybridForCausalLM",),
         layers=recurrent.granite_hybrid,
+        state_kernels=kernels.MAMBA2,
         model_type="granitemoehybrid",
         defaults=_MAMBA2_SHARED,
         stock="states",
@@ -185,6 +187,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         architectures=("FalconH1ForCausalLM",),
         layers=recurrent.falcon_h1,
+        state_kernels=kernels.MAMBA2,
         model_type="falcon_h1",
         defaults=_MAMBA2_SHARED,
         stock="states",
@@ -193,6 +196,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         architectures=("NemotronHForCausalLM",),
         layers=recurrent.nemotron_h,
+        state_kernels=kernels.MAMBA2,
         model_type="nemotron_h",
         defaults={"conv_kernel": 4, "head_dim": 128},
         stock="states",
@@ -201,6 +205,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         architectures=("Qwen3NextForCausalLM",),
         layers=recurrent.qwen3_next,
+        state_kernels=kernels.DELTA_NET,
         model_type="qwen3_next",
         defaults=_QWEN3_NEXT,
         stock="states",
@@ -213,11 +218,12 @@ FAMILIES: tuple[Family, ...] = (
         defaults={"conv_L_cache": 3},
         stock="states",
         state_slots=3,
-        note=_CPU_ONLY,
+        state_kernels=kernels.SHORT_CONVOLUTION,
     ),
     Family(
         architectures=("JambaForCausalLM",),
         layers=recurrent.jamba,
+        state_kernels=kernels.MAMBA1,
         model_type="jamba",
         defaults={
             "attn_layer_offset": 4,
