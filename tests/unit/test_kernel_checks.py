@@ -145,7 +145,12 @@ def server_says(plan: Any, states: Any, monkeypatch: pytest.MonkeyPatch) -> str:
         device="cuda",
         server_args=SimpleNamespace(context_length=None, max_mamba_cache_size=None),
     )
-    fields = {"attention_backend": "fa4", "device": "cpu"}
+    fields = {
+        "attention_backend": "fa4",
+        "device": "cpu",
+        "mem_fraction_static": 0.5,
+        "mamba_full_memory_ratio": 0.9,
+    }
     with get_context().override_server_args(**fields), pytest.raises(ConfigError) as caught:
         arena_setup.size_arena(lambda *args: None, kvc, 2 * GIB)  # type: ignore[arg-type]
     return str(caught.value)
@@ -224,6 +229,7 @@ def test_pools_are_built_with_that_choice_made(monkeypatch: pytest.MonkeyPatch) 
             assembly, name, lambda *args, **kwargs: SimpleNamespace(get_kvcache=lambda: None)
         )
     monkeypatch.setattr(assembly.decode, "install", lambda device: None)
+    monkeypatch.setattr(assembly.retraction, "install", lambda: None)
     kinds = state_kinds()
     specs = kinds.specs(torch.float32)
     config = SimpleNamespace(context_len=64)
@@ -231,7 +237,7 @@ def test_pools_are_built_with_that_choice_made(monkeypatch: pytest.MonkeyPatch) 
         kinds=kinds, plan=plan_arena(specs, arena_bytes=2**22), demand=1, state_kernels=MAMBA2
     )
     kvc: Any = SimpleNamespace(model_config=config, device="cuda", kv_cache_dtype=torch.float32)
-    with get_context().override_server_args(attention_backend="triton"):
+    with get_context().override_server_args(attention_backend="triton", page_size=1):
         assembly.build_pools(kvc, SimpleNamespace(max_running_requests=2))
     assert chosen == [(kinds, "cuda")]
 
