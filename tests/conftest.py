@@ -6,14 +6,16 @@ This file puts its folder on ``sys.path``: tests import helpers as ``server.clie
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 #: The group of tests that a process of pytest-xdist runs as one piece.
 _GROUP = "xdist_group"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups, whenever it registered
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     if not _has_cuda():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -30,6 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.get_closest_marker("fresh_server") is None,
         )
     )
+    yield
 
 
 def _group(item: pytest.Item) -> str:
