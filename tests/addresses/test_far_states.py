@@ -43,8 +43,8 @@ def test_states_are_read_and_written_beyond_32_bits(
     found: list[dict[str, Any]], kernel: str
 ) -> None:
     (row,) = (row for row in found if row["kernel"] == kernel)
-    assert row["error"] < 5e-3, row
-    assert row["state_error"] < 5e-3, row
+    assert row["error"] < 1e-2, row  # convolutions answer in half, up to about 8
+    assert row["state_error"] < 1e-5, row
 
 
 def test_snapshots_are_copied_in_every_layer(found: list[dict[str, Any]]) -> None:
