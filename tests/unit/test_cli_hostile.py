@@ -25,8 +25,8 @@ from sglang_jenga.cli import recording
 from sglang_jenga.cli.__main__ import main
 from sglang_jenga.cli.bounded_json import MOST_BYTES
 from sglang_jenga.cli.map_page import page, page_data
-from sglang_jenga.cli.printable import printable, printable_lines
 from sglang_jenga.cli.samples import History, Sample, SchedulerSample
+from sglang_jenga.core.printable import printable, printable_lines
 from sglang_jenga.core.request_digest import request_digest
 from test_cli import HITS
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
 
-from sglang_jenga.cli.printable import printable_lines
 from sglang_jenga.cli.server import ServerError
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.printable import printable_lines
 
 #: What each command is for; its module in this package is loaded when it is the one asked for.
 COMMANDS = {

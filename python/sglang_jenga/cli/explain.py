@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sglang_jenga.cli.arguments import add_output, add_server, positive, server_of
-from sglang_jenga.cli.printable import printable
 from sglang_jenga.cli.server import Server, ServerError
 from sglang_jenga.cli.server_shapes import EXPLAINED
+from sglang_jenga.core.printable import printable
 from sglang_jenga.core.request_digest import request_digest
 
 EXAMPLES = """examples:

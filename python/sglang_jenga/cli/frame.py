@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sglang_jenga.cli.printable import printable
 from sglang_jenga.cli.samples import KindView, SchedulerView
 from sglang_jenga.cli.spans import UNICODE, Glyphs, Line, Span, bar, clipped, line, sparkline
+from sglang_jenga.core.printable import printable
 from sglang_jenga.core.sizes import count, format_bytes
 
 _LABEL = 12

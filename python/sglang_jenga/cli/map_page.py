@@ -11,9 +11,9 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from sglang_jenga.cli.printable import printable
 from sglang_jenga.cli.samples import History, Sample
 from sglang_jenga.core.errors import ConfigError
+from sglang_jenga.core.printable import printable
 
 SCHEMA = 1
 _KIND_FIELDS = (

@@ -9,9 +9,9 @@ from typing import Any
 
 from sglang_jenga.cli.bounded_json import MOST_BYTES, NotJson, parsed
 from sglang_jenga.cli.http_json import BadUrl, Deadline, NoAnswer, Origin, Reply, TooLong, ask
-from sglang_jenga.cli.printable import printable
 from sglang_jenga.cli.server_shapes import ANSWER, INFO, LOADS
 from sglang_jenga.cli.shapes import Misshapen, Shape
+from sglang_jenga.core.printable import printable
 
 #: Characters of a server's own words in a message.
 _MOST_WORDS = 300

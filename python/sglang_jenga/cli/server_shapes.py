@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sglang_jenga.cli.printable import printable
 from sglang_jenga.cli.shapes import (
     Misshapen,
     Shape,
@@ -18,6 +17,7 @@ from sglang_jenga.cli.shapes import (
     text,
     whole,
 )
+from sglang_jenga.core.printable import printable
 
 #: Schedulers of one server, kinds of one arena, cells of one map, characters of one name.
 _SCHEDULERS, _KINDS, _CELLS, _NAME = 256, 32, 2**16, 200

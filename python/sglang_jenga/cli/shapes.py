@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sglang_jenga.cli.printable import printable
+from sglang_jenga.core.printable import printable
 
 Shape = Callable[[Any, str], None]
 #: The largest count that is believed: what fits in 64 bits.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sglang_jenga.cli.printable import printable
+from sglang_jenga.core.printable import printable
 
 #: Style -> parameters of an ANSI "select graphic rendition" (256 colours).
 STYLES = {
