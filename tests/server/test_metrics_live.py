@@ -73,7 +73,7 @@ def equations(found: Scrape) -> None:
 def settled(server: RunningServer) -> tuple[Scrape, dict[str, Any]]:
     """A scrape and a snapshot of the server when it is idle and has published."""
     client = Client(server.url)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300  # a busy machine takes seconds for each look
     while True:
         before = client.arena()
         time.sleep(0.2)  # it answers first, then notices that it is idle
