@@ -21,7 +21,9 @@ from patch_series.tree import Tree, Wheel, make_tree
 _ROOT = Path(__file__).resolve().parents[2]
 _LOCAL = "jenga"
 _EXTRA = re.compile(r"""\s*(?:;|\band\b)\s*extra\s*==\s*['"]([^'"]+)['"]\s*$""")
-#: Their libraries are built for one Python and one machine, and so is a wheel of them.
+#: What lies in the folder of a package is part of it, hidden files too.
+_MANIFEST = "graft python\nglobal-exclude *.py[cod]\n"
+#: SGLang's libraries are built for one Python and one machine, and so is a wheel of them.
 _SETUP = '''\
 """Everything is in pyproject.toml, but that the wheel holds compiled libraries."""
 
@@ -68,6 +70,7 @@ def make_fork(series: Series, wheel: Wheel, folder: Path) -> Tree:
     readme = _README.format(release=wheel.version, count=len(series.patches), version=version)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     (folder / "setup.py").write_text(_SETUP, encoding="utf-8")
+    (folder / "MANIFEST.in").write_text(_MANIFEST, encoding="utf-8")
     (folder / "pyproject.toml").write_text(project(info, version), encoding="utf-8")
     (folder / ".gitignore").write_text("__pycache__/\n*.so\n/build/\n*.egg-info/\n", "utf-8")
     tree.git("add", "--all")
@@ -109,10 +112,6 @@ def project(info: Path, version: str) -> str:
         "[tool.setuptools.packages.find]",
         'where = ["python"]',
         'include = ["sglang", "sglang.*", "sglang_jenga", "sglang_jenga.*"]',
-        "",
-        "[tool.setuptools.package-data]",
-        'sglang = ["**/*"]',
-        'sglang_jenga = ["**/*"]',
     ]
     return "\n".join(lines) + "\n"
 
