@@ -22,7 +22,7 @@ BROWSER := .venv-browser/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-fast test-gpu gpu-report identity check format docs bench-kernels \
 	bench-capacity bench-host-cost bench-serving bench-scale-out scale-router scale-dp scale-tp upstream-check \
-	upstream-demo clean
+	upstream-demo fork clean
 
 help: ## list the commands
 	@echo "make demo    set up once, then serve a tiny model from one arena and talk to it"
@@ -122,6 +122,10 @@ upstream-check: $(STAMP) ## try every claim of the patches for SGLang
 upstream-demo: $(STAMP) ## the demo on SGLang with the patches applied, and what is still wrapped
 	@$(PY) scripts/upstream.py count
 	@$(PY) scripts/upstream.py demo
+
+fork: $(STAMP) ## SGLang with the patches and the plugin as one source tree for pip; DIR=folder
+	@test -n "$(DIR)" || { echo "name a folder that is empty or does not exist: make fork DIR=..."; exit 1; }
+	@$(PY) scripts/upstream.py fork "$(DIR)"
 
 clean: ## remove what demo and tests wrote (not the environment)
 	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
