@@ -65,7 +65,7 @@ def equations(found: Scrape) -> None:
     assert (1 + sum(pages.values())) * large_page == found["arena_bytes"][()]
     for kind in {kind for kind, _ in pages} - {"none"}:
         parts = [n for (owner, _), n in amounts.items() if owner == kind]
-        assert len(parts) == 4 and sum(parts) == pages[kind, "owned"] * large_page
+        assert len(parts) == 5 and sum(parts) == pages[kind, "owned"] * large_page
     cut = sum(found["cut_tokens_total"].values())
     assert found["full_only_tokens_total"][()] - found["hit_tokens_total"][()] == cut
 
@@ -145,7 +145,7 @@ def test_metrics_of_a_loaded_server_only_grow_and_equal_server_info_once_idle(
     equations(found)
     for kind in info["kinds"]:
         assert found["large_pages"][kind["name"], "owned"] == kind["large_pages"]
-        for state in ("held", "cached", "reserved", "free"):
+        for state in ("held", "sessions", "cached", "reserved", "free"):
             amount = kind[f"slots_{state}"] * kind["slot_bytes"]
             assert found["bytes"][kind["name"], state] == amount
     by_kind = {

@@ -49,11 +49,15 @@ class TestWindowOfLayer:
 class TestRegistration:
     @pytest.fixture(autouse=True)
     def restore(self, monkeypatch):
-        """Undo what a test registers, in the environment and in SGLang's registry."""
+        """SGLang's own registry for each test, whatever this process has registered before."""
+        from sglang.srt.models import mistral
         from sglang.srt.models.registry import ModelRegistry
 
         monkeypatch.setenv(VARIABLE, "")
-        monkeypatch.setattr(ModelRegistry, "models", dict(ModelRegistry.models))
+        models = dict(ModelRegistry.models)
+        models.pop("MinistralForCausalLM", None)
+        models["MistralForCausalLM"] = mistral.MistralForCausalLM
+        monkeypatch.setattr(ModelRegistry, "models", models)
 
     def resolved(self, architecture: str) -> type:
         from sglang.srt.models.registry import ModelRegistry
