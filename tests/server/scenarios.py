@@ -339,8 +339,8 @@ def streaming_sessions(run: Run) -> None:
             for (_, whole), answer in zip(steps, answers, strict=True):
                 run.check(whole, answer)
             run.ask(prompts.MIXED[:8], concurrency=4)
-        held = run.client.arena()["kinds"][0]["slots_held"]
-        run.claim(held > 0, "an open streaming session holds no slot")
+        held = run.client.arena()["kinds"][0]["slots_sessions"]
+        run.claim(held > 0, "an open streaming session holds no slot between its turns")
     finally:
         for session in opened:
             run.client.close_session(session)
