@@ -31,6 +31,7 @@ class Patch:
     evidence: a command that shows it.
     overlaps: upstream threads on the same code.
     removes: attachments of sglang-jenga that it makes needless, by target.
+    unused: why sglang-jenga does not use its symbols yet; empty: it does.
     """
 
     file: str
@@ -42,6 +43,7 @@ class Patch:
     symbols: tuple[str, ...] = ()
     overlaps: tuple[str, ...] = ()
     removes: tuple[str, ...] = ()
+    unused: str = ""
 
     @property
     def number(self) -> str:
@@ -115,6 +117,8 @@ def _require_sane(patch: Patch, earlier: set[str]) -> None:
         problems.append("it has no test")
     if patch.kind != "fix" and not patch.symbols:
         problems.append(f"a {patch.kind} names the symbols that it adds")
+    if patch.unused and patch.removes:
+        problems.append("what is not used makes no attachment needless")
     if problems:
         raise SeriesError(f"{patch.file}: {'; '.join(problems)}")
 
