@@ -101,6 +101,35 @@ def test_a_snapshot_without_room_is_left_out_and_costs_nothing_else() -> None:
     assert m.problems() == []
 
 
+@pytest.mark.parametrize("free_states", range(3, 8))
+def test_a_batch_leaves_as_many_snapshots_as_there_is_room_for(free_states: int) -> None:
+    m = machine(large_pages=40)
+    core, states = m.arena.core, m.arena.state_kind
+    reqs = [m.request([1000 * i + t for t in range(2 * GRID_TOKENS)], max_new=4) for i in range(3)]
+    for req in reqs:
+        m.admit(req)
+    # All but large pages for their tokens, and so many states.
+    per_page = m.plan.kinds[states].small_pages_per_large_page
+    tokens = m.plan.kinds[0].small_pages_per_large_page
+    for_tokens = -(-3 * 2 * GRID_TOKENS // tokens)
+    others = core.take(states, (core.num_free_large_pages - for_tokens) * per_page - free_states)
+    m.extend(reqs)
+    snapshots = min(3, free_states - 3)
+    assert m.held_states() == len(others) + 3 + snapshots
+    assert [m.rows.has_snapshot(req) for req in reqs] == [i < snapshots for i in range(3)]
+    slots = [int(req.kv.mamba_pool_idx) for req in reqs]
+    slots += [s for req in reqs for s in req.kv.mamba_ping_pong_track_buffer.tolist() if s]
+    assert len(set(slots)) == len(slots) == 3 + snapshots
+    for req in reqs:
+        m.end_prefill(req)
+    assert len(m.cached_states()) == snapshots
+    for req in reqs:
+        m.finish(req)
+    core.free(states, others)
+    m.check_states()
+    assert m.problems() == []
+
+
 def test_finished_conversations_take_the_whole_arena_and_give_it_up() -> None:
     """SGLang's unified admission counts no bytes of cached states: it can refuse for ever."""
     m = machine(large_pages=24, context_tokens=4096)

@@ -56,6 +56,8 @@ class PrefillPass:
         self._running = 0
         self._growth = 0
         self._counted_version = -1
+        #: What newcomers leave to the cache, while so many requests run or were admitted.
+        self._left: dict[int, LeftToCache] = {}
         #: What the last question that was answered with no asked for, small pages per kind.
         self._short_of = self.pending_pages
         #: A request got a shorter chunk than it could use, for want of memory.
@@ -96,7 +98,10 @@ class PrefillPass:
         """By a newcomer. Requests that run need leave nothing (benchmark/retention)."""
         self._count_running()
         requests = self._running + self._admitted + NEWCOMER_STATES
-        return self.memory.left_to_cache(requests)
+        left = self._left.get(requests)
+        if left is None:
+            left = self._left[requests] = self.memory.left_to_cache(requests)
+        return left
 
     def _count_running(self) -> None:
         version = self.memory.core.version

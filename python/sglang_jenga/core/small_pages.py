@@ -233,7 +233,7 @@ class SmallPages:
         Pages that follow the last one become the run of the row ``heir``, whose own is used up.
         Nobody inherits on the tight path: the rest of the same demand counts on holes.
         """
-        if heir is not None and not self.packs:
+        if (heir is not None and not self.packs) or not self.num_holes:
             return self._take_fresh(count, heir)
         holes = self._take_holes(count, heir)
         if len(holes) == count:

@@ -98,34 +98,42 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         if rows is None:
             return None
         arena, kind = self.mamba_allocator.owner
-        for req, slot in zip(new, torch.from_numpy(arena.core.take(kind, len(new))), strict=True):
+        leaving = []
+        if self.snapshot_grid_tokens is not None:
+            _start_without_snapshots(reqs)
+            leaving = [req for req in reqs if self._leaves_snapshot(req)]
+            if arena.is_short:
+                leaving = [req for req in leaving if self.is_looked_for(req)]
+        # The batch's tokens are not allocated yet: they come before snapshots.
+        pages = arena.pages_of(self._extents) if leaving else 0
+        at_once = arena.core.fits_apart(arena.demand_of(pages, len(new) + len(leaving)))
+        slots = arena.core.take(kind, len(new) + (len(leaving) if at_once else 0))
+        for req, slot in zip(new, torch.from_numpy(slots), strict=False):
             req.kv.mamba_pool_idx = slot
             # A hit continues from a copy of the cached state, made by the first forward.
             hit = req.kv.mamba_cow_src_index is not None
             req.kv.mamba_needs_clear = not hit
-        if self.snapshot_grid_tokens is not None:
-            self._grant_snapshots(reqs)
+        if at_once:
+            for req, slot in zip(leaving, slots[len(new) :].tolist(), strict=True):
+                _put(req, req.kv.mamba_next_track_idx, slot)
+        else:
+            self._grant_one_by_one(leaving, pages)
         self._write_mappings(rows, reqs)
         return rows
 
-    def _grant_snapshots(self, reqs: list[Req]) -> None:
-        """A slot for each snapshot that the coming forward will take, while bytes allow.
-
-        The batch's tokens are not allocated yet: they come first.
-        """
+    def _grant_one_by_one(self, reqs: list[Req], pages: int) -> None:
+        """A slot for each snapshot that the coming forward will take, while bytes allow."""
         arena, kind = self.mamba_allocator.owner
-        pages = arena.pages_of(self._extents)
         for req in reqs:
-            if req.kv.mamba_ping_pong_track_buffer is None:
-                _without_snapshots(req)
-            self._aim_at_branch(req)
-            index = req.kv.mamba_next_track_idx
-            if not req.kv.mamba_ping_pong_empty[index]:
-                continue
-            if req.extend_len < self.snapshot_grid_tokens:
-                continue  # the kernels write none
             if self.make_room(req, pages):
-                _put(req, index, int(arena.core.take(kind, 1)[0]))
+                _put(req, req.kv.mamba_next_track_idx, int(arena.core.take(kind, 1)[0]))
+
+    def _leaves_snapshot(self, req: Req) -> bool:
+        """Whether the coming forward writes a snapshot of ``req`` that has no slot yet."""
+        self._aim_at_branch(req)
+        is_empty = req.kv.mamba_ping_pong_empty[req.kv.mamba_next_track_idx]
+        # The kernels write none for less than a step of the grid.
+        return is_empty and req.extend_len >= self.snapshot_grid_tokens
 
     def make_room(self, req: Req, pages: int = 0) -> bool:
         """Room for a state that ``req`` leaves behind, beside ``pages`` of each kind that grows by
@@ -233,14 +241,19 @@ class ArenaStateReqPool(ArenaReqToTokenPool, HybridReqToTokenPool):
         self.req_index_to_mamba_ping_pong_track_buffer_mapping.zero_()
 
 
-def _without_snapshots(req: Req) -> None:
-    kv = req.kv
-    kv.mamba_ping_pong_track_buffer = torch.full((_SNAPSHOTS,), SINK_SLOT, dtype=torch.int64)
-    kv.mamba_ping_pong_empty = [True] * _SNAPSHOTS
-    kv.mamba_next_track_idx = kv.mamba_last_track_idx = 0
-    kv.mamba_last_track_seqlen = kv.mamba_prev_track_seqlen = None
+def _start_without_snapshots(reqs: list[Req]) -> None:
+    """Those that have no place for snapshots yet get an empty one."""
+    new = [req.kv for req in reqs if req.kv.mamba_ping_pong_track_buffer is None]
+    if not new:
+        return
+    buffers = torch.full((len(new), _SNAPSHOTS), SINK_SLOT, dtype=torch.int64).unbind()
+    for kv, buffer in zip(new, buffers, strict=True):
+        kv.mamba_ping_pong_track_buffer = buffer
+        kv.mamba_ping_pong_empty = [True] * _SNAPSHOTS
+        kv.mamba_next_track_idx = kv.mamba_last_track_idx = 0
+        kv.mamba_last_track_seqlen = kv.mamba_prev_track_seqlen = None
 
 
 def _put(req: Req, index: int, slot: int) -> None:
-    req.kv.mamba_ping_pong_track_buffer[index] = slot
+    req.kv.mamba_ping_pong_track_buffer.numpy()[index] = slot
     req.kv.mamba_ping_pong_empty[index] = slot == SINK_SLOT
