@@ -11,6 +11,8 @@ On a CPU device both names share one memory and a write is a single store.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -60,7 +62,7 @@ class RowTable:
             ids = self.kernel_ids(values.to(torch.int32).numpy())
             self.device_table[index] = to_device(ids, self.device_table.device)
 
-    def kernel_ids(self, ids: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def kernel_ids(self, ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
         """Host ids as kernels know them: slots of whichever kind, without ``image_base``."""
         base = self.image_base
         return ids if base is None else np.where(ids >= base, ids - base, ids)

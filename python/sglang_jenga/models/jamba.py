@@ -8,6 +8,7 @@ no attention data parallelism, no speculative decoding.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from sglang.srt.layers.activation import SiluAndMul
@@ -318,7 +319,7 @@ class JambaForCausalLM(nn.Module):
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
-    ):  # type: ignore[no-untyped-def]
+    ) -> Any:
         """SGLang's logits; ``positions`` are not used, no layer has any."""
         hidden = self.model(input_ids, forward_batch, input_embeds)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)

@@ -61,9 +61,9 @@ def checkpoint_places(
                 else ("w13_", {"w1": "gate_proj", "w3": "up_proj"})
             )
             for expert in range(num_experts):
-                for shard, part in shards.items():
+                for of_fused, part in shards.items():
                     source = name.replace(f".experts.{fused}", f".experts.{expert}.{part}.")
-                    told = {"weight_name": name, "shard_id": shard, "expert_id": expert}
+                    told = {"weight_name": name, "shard_id": of_fused, "expert_id": expert}
                     places[source] = (param, told)
         else:
             places[name] = (param, {})

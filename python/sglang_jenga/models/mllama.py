@@ -28,7 +28,7 @@ class MllamaForConditionalGeneration(UpstreamMllama):
 
     images_apart = False
 
-    def pad_input_ids(self, input_ids: array, mm_inputs: MultimodalInputs) -> array:
+    def pad_input_ids(self, input_ids: "array[int]", mm_inputs: MultimodalInputs) -> "array[int]":
         """``input_ids`` behind one id per image token, equal for equal images.
 
         Sets ``mm_inputs.num_image_tokens``. Pixel values are

@@ -20,9 +20,9 @@ import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 
 from sglang_jenga.arena.tables import to_device
-from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.core.large_pages import IntArray
 from sglang_jenga.core.memory import ArenaMemory, Sparing
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.sglang_ext.explain import Eviction
@@ -43,6 +43,8 @@ WINDOW_INDEX = 1
 
 class ArenaAllocatorBase(ArenaMemory, BaseTokenToKVPoolAllocator):
     """What one kind and two kinds have in common. See the module docstring for units."""
+
+    starvation: Starvation
 
     #: Members of a beam free single slots of one row; here a run of slots has one owner.
     supports_beam_search = False

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from sglang_jenga.arena.tables import to_device
-from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.core.large_pages import IntArray
 from sglang_jenga.sglang_ext.allocator import FULL_INDEX, logger
 from sglang_jenga.sglang_ext.req_pool import Extent
 from sglang_jenga.sglang_ext.uniform import UniformArenaAllocator
@@ -32,9 +32,12 @@ class CrossArenaAllocator(UniformArenaAllocator):
     """Text in full layers, images in cross layers. Pages are single tokens in both."""
 
     cross_kind: int
+    image_base: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.rows.image_base is None:
+            raise ValueError("the rows of a model with cross layers need an image_base")
         self.image_base = self.rows.image_base
         #: Image tokens at the start of each row.
         self.image_tokens: IntArray = np.zeros(self.req_pool.num_rows, dtype=np.int64)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from sglang_jenga.arena.tables import to_device
-from sglang_jenga.core.allocator import IntArray
 from sglang_jenga.core.errors import Exhausted
+from sglang_jenga.core.large_pages import IntArray
 from sglang_jenga.sglang_ext import native
 from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 

@@ -27,7 +27,7 @@ from sglang.srt.mem_cache.unified_cache.components.base import get_and_increase_
 
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.arena.tables import to_device
-from sglang_jenga.core.allocator import IntArray
+from sglang_jenga.core.large_pages import IntArray
 from sglang_jenga.sglang_ext.model_kinds import VISION
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class ArenaEmbeddings(MultimodalCache):
         #: ``[num_slots, row_bytes]`` uint8 over the whole arena.
         self._view = buffer.view(kind, 0, "embed", torch.uint8, (self._row_bytes,))
         self._arena = arena
-        self._kind = buffer.plan.kinds.index(kind)
+        #: Index of the vision kind in the plan.
+        self.kind = buffer.plan.kinds.index(kind)
         self._tree: Any = None
         #: Least recently used first.
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
@@ -83,8 +84,8 @@ class ArenaEmbeddings(MultimodalCache):
 
     def get_single(self, mm_hash: int | None) -> EmbeddingResult | None:
         """A copy of the embedding, None: it has to be encoded."""
-        entry = self._entries.get(mm_hash)
-        if entry is None:
+        entry = None if mm_hash is None else self._entries.get(mm_hash)
+        if mm_hash is None or entry is None:
             return None
         self._touch(mm_hash, entry)
         self.reused += not entry.is_new
@@ -105,11 +106,11 @@ class ArenaEmbeddings(MultimodalCache):
         flat = tensor.view(-1).view(torch.uint8)
         num_slots = -(-flat.numel() // self._row_bytes)
         demand = self._arena.demand_of(0)
-        demand[self._kind] = num_slots
+        demand[self.kind] = num_slots
         possible = self._arena.fits_once_evicted(self._tree, demand)
         if not possible or not self._arena.reclaim(self._tree, demand):
             return False
-        slots = self._arena.core.take(self._kind, num_slots)
+        slots = self._arena.core.take(self.kind, num_slots)
         missing = num_slots * self._row_bytes - flat.numel()
         if missing:
             flat = torch.nn.functional.pad(flat, (0, missing))
@@ -136,7 +137,7 @@ class ArenaEmbeddings(MultimodalCache):
         entry = self._entries.pop(mm_hash, None)
         if entry is None:
             return False
-        self._arena.core.free(self._kind, entry.slots)
+        self._arena.core.free(self.kind, entry.slots)
         return True
 
     def clear(self) -> None:

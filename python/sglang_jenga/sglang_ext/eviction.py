@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.unified_cache.cache_action import FreeComponentDeviceSlot
@@ -17,6 +18,7 @@ from sglang_jenga.sglang_ext.allocator import FULL_INDEX, ArenaAllocatorBase
 from sglang_jenga.sglang_ext.embeddings import ArenaEmbeddings
 from sglang_jenga.sglang_ext.explain import Eviction, note_leaf, note_piece
 from sglang_jenga.sglang_ext.rematch import LastMatch
+from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
 from sglang_jenga.sglang_ext.tree import Frees
 
 
@@ -33,6 +35,9 @@ class EvictingRadixCache(UnifiedRadixCache):
     _arena: ArenaAllocatorBase
     _components_by_kind: dict[str, ComponentType]
     _last_match: LastMatch
+    _req_pool: ArenaReqToTokenPool
+    #: What SGLang's cache reads rows from: the pool, or its rows on the host.
+    req_to_token_pool: Any
 
     def evicted_tokens_by_kind(self) -> dict[str, int]:
         """Tokens evicted since start, by the tree's names of the kinds."""
@@ -52,7 +57,7 @@ class EvictingRadixCache(UnifiedRadixCache):
         if self._arena.cross_kind is not None:
             evicted[kinds[self._arena.cross_kind].spec.name] = self.tree_core.evicted_images
         if self.embeddings is not None:
-            evicted[kinds[self._arena.vision_kind].spec.name] = self.embeddings.evicted_slots
+            evicted[kinds[self.embeddings.kind].spec.name] = self.embeddings.evicted_slots
         return evicted
 
     def evict_until(
@@ -104,7 +109,7 @@ class EvictingRadixCache(UnifiedRadixCache):
             record = self.session.oldest()
         if image is not None and (record is None or image[1] < record[1]):
             if victim is None or image[1] < victim.last_use:
-                return self.embeddings.evict(image[0])
+                return self.embeddings is not None and self.embeddings.evict(image[0])
         elif record is not None and (victim is None or record[1] < victim.last_use):
             return self.session.evict(record[0], self.evicting_for.cause)
         if victim is None and sparing is Sparing.ALL:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_jenga.core.errors import ConfigError
-from sglang_jenga.sglang_ext.hook_table import HOOKS, Hook
+from sglang_jenga.sglang_ext.hook_table import HOOKS as HOOKS
+from sglang_jenga.sglang_ext.hook_table import Hook
 from sglang_jenga.sglang_ext.native import replaced
 
 SUPPORTED_SGLANG = ("0.5.23",)

@@ -14,7 +14,7 @@ import torch
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 
 from sglang_jenga.arena.tables import Translation
-from sglang_jenga.core.allocator import IntArray
+from sglang_jenga.core.large_pages import IntArray
 from sglang_jenga.sglang_ext.allocator import (
     FULL_INDEX,
     WINDOW_INDEX,

@@ -8,6 +8,7 @@ first to hit there. The queue knows it before: the first one leaves a window and
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ DEPTH_REQUESTS = 32
 _FIRST_LOOK_TOKENS = 16
 
 
-def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+def common_tokens(one: array[int], other: array[int]) -> int:
     """Length of the common beginning of two ``array('q')`` of token ids."""
     num = min(len(one), len(other))
     begin = min(num, _FIRST_LOOK_TOKENS)

@@ -66,7 +66,7 @@ def _by_name(*path: str) -> Callable[[Mapping[str, Any]], Values]:
 
 
 def _large_pages(data: Mapping[str, Any]) -> Values:
-    owned = {(kind["name"], "owned"): kind["large_pages"] for kind in data["kinds"]}
+    owned: Values = {(kind["name"], "owned"): kind["large_pages"] for kind in data["kinds"]}
     return {**owned, (NOBODY, "free"): data["large_pages_free"]}
 
 
@@ -74,7 +74,7 @@ _STATES = ("held", "sessions", "cached", "reserved", "free")
 
 
 def _bytes(data: Mapping[str, Any]) -> Values:
-    inside = {
+    inside: Values = {
         (kind["name"], state): kind[f"slots_{state}"] * kind["slot_bytes"]
         for kind in data["kinds"]
         for state in _STATES

@@ -67,7 +67,7 @@ def on_arena(stats: PoolStats, arena: ArenaAllocatorBase, tree_cache: Any) -> Ar
     if stats.is_hybrid_swa:
         ours.swa_num_used = held[WINDOW_INDEX]
         ours.swa_token_usage = shares[WINDOW_INDEX]
-    if stats.is_hybrid_ssm:
+    if stats.is_hybrid_ssm and arena.state_kind is not None:
         ours.mamba_num_used = held[arena.state_kind]
         ours.mamba_usage = shares[arena.state_kind]
     return ours

@@ -69,7 +69,7 @@ class ArenaKVPool(MHATokenToKVPool):
         self.dq_k_buffer = self.dq_v_buffer = None
         self.k_buffer = [self._view(layer, "k", self.head_dim) for layer in self._layers]
         self.v_buffer = [self._view(layer, "v", self.v_head_dim) for layer in self._layers]
-        self._kv_buffer_descs = []
+        self._kv_buffer_descs: list[object] = []
         self._init_data_ptrs_and_strides()
 
     def _view(self, layer: AttentionLayer, part: str, dim: int) -> torch.Tensor:

@@ -277,7 +277,9 @@ class ArenaRadixCache(EvictingRadixCache):
 
 
 def _window_policy(arena: ArenaAllocatorBase) -> TokenPolicy:
-    return arena.plan.kinds[arena.token_kinds[-1]].spec.policy
+    policy = arena.plan.kinds[arena.token_kinds[-1]].spec.policy
+    assert isinstance(policy, TokenPolicy), "kinds that grow with text have one"
+    return policy
 
 
 def build_radix_cache(ctx: TreeCacheBuildContext) -> ArenaRadixCache:

@@ -101,7 +101,8 @@ def check_backends(backends: Iterable[str | None], window: TokenPolicy | None) -
     """
     if window is None:
         return
-    what, allowed = f"layers of kind {window}", OWN_POLICY_BACKENDS
+    what = f"layers of kind {window}"
+    allowed: tuple[str, ...] = OWN_POLICY_BACKENDS
     if isinstance(window, Window):
         what, allowed = "sliding windows", ATTENTION_BACKENDS
     elif isinstance(window, Chunked):

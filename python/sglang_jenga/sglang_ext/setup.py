@@ -21,6 +21,7 @@ import msgspec
 from sglang_jenga.core.demand import DemandModel
 from sglang_jenga.core.errors import ConfigError
 from sglang_jenga.core.kernels import StateKernels
+from sglang_jenga.core.model_kinds import STATE
 from sglang_jenga.core.plan import ArenaPlan
 from sglang_jenga.core.sizing import size_arena as core_size_arena
 from sglang_jenga.sglang_ext.apart import require_known_rows, require_rows_in_layers
@@ -36,7 +37,7 @@ from sglang_jenga.sglang_ext.config import load_config
 from sglang_jenga.sglang_ext.kernel_checks import gpu_of, require_served, state_kernels, warnings
 from sglang_jenga.sglang_ext.model_kinds import ModelKinds, read_model_kinds
 from sglang_jenga.sglang_ext.refusals import check_backends, require_checked_encoder
-from sglang_jenga.sglang_ext.states import STATE, state_layers
+from sglang_jenga.sglang_ext.states import state_layers
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator

@@ -17,14 +17,12 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from sglang_jenga.core.memory import ArenaMemory
 from sglang_jenga.core.sizes import count
-
-if TYPE_CHECKING:
-    from sglang_jenga.sglang_ext.allocator import ArenaAllocatorBase
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +33,21 @@ NO_KIND = "none"
 _KEPT_WAITING = 4096
 
 
-def describe_holders(allocator: ArenaAllocatorBase, tree_cache: Any) -> str:
+def describe_holders(memory: ArenaMemory, cache: Any) -> str:
     """Large pages per kind: what requests pin, what is cached, what sessions hold between turns."""
     parts = []
-    sessions = tree_cache.session.num_idle
-    for kind, census in zip(allocator.kinds, allocator.core.census(), strict=True):
-        cached = tree_cache.evictable_slots(kind)
-        used = allocator.used_slots(kind)
-        idle = tree_cache.session.held_slots(kind)
+    sessions = cache.session.num_idle
+    for kind, census in zip(memory.kinds, memory.core.census(), strict=True):
+        cached = cache.evictable_slots(kind)
+        used = memory.used_slots(kind)
+        idle = cache.session.held_slots(kind)
         parts.append(
             f"{census.name}: {census.large_pages} large pages, {used - cached - idle} slots held, "
             f"{cached} cached"
             + (f", {idle} held by {count(sessions, 'idle session')}" if sessions else "")
         )
-    free = allocator.core.num_free_large_pages
-    return f"{'; '.join(parts)}; {free} of {allocator.plan.usable_large_pages} large pages free"
+    free = memory.core.num_free_large_pages
+    return f"{'; '.join(parts)}; {free} of {memory.plan.usable_large_pages} large pages free"
 
 
 class Starvation:
@@ -75,16 +73,16 @@ class Starvation:
     # ---- admission -------------------------------------------------------------------------
 
     def note_refusal(
-        self, allocator: ArenaAllocatorBase, tree_cache: Any, small_pages: Sequence[int], rid: str
+        self, memory: ArenaMemory, cache: Any, small_pages: Sequence[int], rid: str
     ) -> None:
         """A request, by the digest of its id, has to wait: ``small_pages`` more would not fit.
 
         An empty ``rid``: a prompt that is half-way through waits for its next chunk.
         """
-        kind = allocator.core.starving_kind(small_pages)
+        kind = memory.core.starving_kind(small_pages)
         self.waits[kind] += 1
         self._last_kind = kind
-        self.realised_running_cap = int(np.count_nonzero(allocator.row_tokens))
+        self.realised_running_cap = int(np.count_nonzero(memory.row_tokens))
         if rid and rid not in self._waiting:
             self._waiting[rid] = None
             self.delayed_requests[kind] += 1
@@ -97,8 +95,8 @@ class Starvation:
         logger.info(
             "Jenga: a request waits for memory, starving kind: %s (%s small pages more needed). %s",
             kind,
-            _per_kind(allocator, small_pages),
-            describe_holders(allocator, tree_cache),
+            _per_kind(memory, small_pages),
+            describe_holders(memory, cache),
         )
 
     def note_start(self, rid: str) -> None:
@@ -107,19 +105,17 @@ class Starvation:
 
     # ---- decoding --------------------------------------------------------------------------
 
-    def note_shortage(
-        self, allocator: ArenaAllocatorBase, tree_cache: Any, small_pages: Sequence[int]
-    ) -> None:
+    def note_shortage(self, memory: ArenaMemory, cache: Any, small_pages: Sequence[int]) -> None:
         """Running requests cannot decode: whoever is retracted next, this is why.
 
         SGLang asks again after each request that it retracts; the last of these shortages stands.
         """
-        if tree_cache is not None:
-            kind = allocator.core.starving_kind(small_pages)
+        if cache is not None:
+            kind = memory.core.starving_kind(small_pages)
             self._shortage = (
                 kind,
-                f"starving kind: {kind} ({_per_kind(allocator, small_pages)} small pages more "
-                f"needed). {describe_holders(allocator, tree_cache)}",
+                f"starving kind: {kind} ({_per_kind(memory, small_pages)} small pages more "
+                f"needed). {describe_holders(memory, cache)}",
             )
 
     def note_retraction(
@@ -144,14 +140,14 @@ class Starvation:
 
     # ---- prompts that can go no further ----------------------------------------------------
 
-    def note_half_done(self, allocator: ArenaAllocatorBase, tree_cache: Any, rid: str) -> None:
+    def note_half_done(self, memory: ArenaMemory, cache: Any, rid: str) -> None:
         """Request ``rid``, half-way through its prompt, is alone and goes back to the queue."""
         self.retractions[self._last_kind] += 1
         logger.warning(
             "Jenga: request %s goes back to the queue half-way through its prompt, nothing else "
             "can give way. %s",
             rid,
-            describe_holders(allocator, tree_cache),
+            describe_holders(memory, cache),
         )
 
     def note_given_up(self, rid: str, why: str) -> None:
@@ -160,7 +156,7 @@ class Starvation:
         logger.error("Jenga: request %s is given up. %s", rid, why)
 
 
-def _per_kind(allocator: ArenaAllocatorBase, small_pages: Sequence[int]) -> str:
-    names = (kind.spec.name for kind in allocator.plan.kinds)
+def _per_kind(memory: ArenaMemory, small_pages: Sequence[int]) -> str:
+    names = (kind.spec.name for kind in memory.plan.kinds)
     asked = [f"{name} {n}" for name, n in zip(names, small_pages, strict=True) if n]
     return ", ".join(asked)

@@ -27,9 +27,10 @@ from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang_jenga.arena.buffer import ArenaBuffer
 from sglang_jenga.arena.tables import to_device
 from sglang_jenga.core.memory import Sparing
+from sglang_jenga.core.model_kinds import StateLayers
 from sglang_jenga.core.request_digest import digest_of
 from sglang_jenga.sglang_ext.req_pool import ArenaReqToTokenPool
-from sglang_jenga.sglang_ext.states import SINK_SLOT, ArenaStatePool, ArenaStateSlots, StateLayers
+from sglang_jenga.sglang_ext.states import SINK_SLOT, ArenaStatePool, ArenaStateSlots
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

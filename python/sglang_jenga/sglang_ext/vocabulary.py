@@ -83,8 +83,8 @@ def _ids(request: Any, tables: Tables) -> str | None:
 
 
 def _placeholders(mm_inputs: Any) -> list[int]:
-    names = ("im_token_id", "im_start_id", "im_end_id", "slice_start_id", "slice_end_id")
-    names += ("video_token_id", "audio_token_id", "audio_start_id", "audio_end_id")
+    images = ("im_token_id", "im_start_id", "im_end_id", "slice_start_id", "slice_end_id")
+    names = (*images, "video_token_id", "audio_token_id", "audio_start_id", "audio_end_id")
     found = (getattr(mm_inputs, name, None) for name in names)
     return [value for value in found if isinstance(value, int)]
 

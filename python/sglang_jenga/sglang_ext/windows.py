@@ -52,6 +52,8 @@ class ArenaWindowComponent(SWAComponent):
     root -- [head] -- [ ... ] -- [tail] node        pinned and used: head and tail
     """
 
+    sliding_window_size: int
+
     @property
     def policy(self) -> TokenPolicy:
         return self.cache.window_policy

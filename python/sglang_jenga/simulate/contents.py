@@ -139,7 +139,9 @@ class _Writer:
         self._contents.turn_of[index] = before
         earlier = self._trace.requests[before]
         taken = earlier.prompt_tokens
-        tokens[:taken] = self._contents.prompts[before]
+        said = self._contents.prompts[before]
+        assert said is not None, "turns are filled in order"
+        tokens[:taken] = said
         if request.prompt_tokens >= taken + earlier.output_tokens:
             first = self._contents.answer(before, 0)
             end = taken + earlier.output_tokens
